@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mixmoe import datasets, errors, simulate
 from mixmoe.api import fit
+from mixmoe.loading import load
 from mixmoe.partitions.scan import scan
 from mixmoe.report.tidy import table
-from mixmoe.results import load
 
 if TYPE_CHECKING:
     from mixmoe.mixed.model import MEMoE

@@ -1,12 +1,14 @@
 """The door of the package: `fit` a formula."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from mixmoe.design.formula import MoEFormula, parse_formula
-from mixmoe.errors import ArgumentError
-from mixmoe.families import family_of, model_options, of_partitions, refuse_foreign_effects
-from mixmoe.partitions.scan import as_partitions
+from mixmoe.design.frame import view
+from mixmoe.errors import ArgumentError, FormulaError
+from mixmoe.families import ModelClass, families, family_of, model_options, of_partitions
+from mixmoe.partitions.scan import as_partitions, is_partitioned
 
 if TYPE_CHECKING:
     from mixmoe.mixed.likelihood.correlated import ErrorKind
@@ -204,3 +206,34 @@ def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **opti
     made = family if partitions is None else of_partitions(family)
     model = made(parsed, data, **for_model)
     return model.fit(**{name: value for name, value in options.items() if name not in for_model})
+
+
+def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -> None:
+    """Refuse random effects that only another family knows.
+
+    Parameters
+    ----------
+    formula : MoEFormula
+    family : class
+        The model class that fits it.
+    data : DataFrame, mapping of columns, or partitions
+
+    Raises
+    ------
+    FormulaError
+        If a word in ``re:`` is no column of the data but a word of another family.
+    """
+    if formula.random is None:
+        return
+    frame = data.columns if is_partitioned(data) else view(data)
+    # Only a word that is no column can be meant for another family: columns may be called as its layers are.
+    words = [word.strip(" `") for word in formula.random.design.split("+")]
+    for spec in (other.spec for other in families().values() if other is not family):
+        for word in words:
+            if spec.effects and re.fullmatch(spec.effects, word) and word not in frame:
+                raise FormulaError(
+                    f"{word!r} in re: is no column of the data; {spec.effects_hint}",
+                    formula.text,
+                    formula.text.find(word, formula.text.find("re:")),
+                    len(word),
+                )

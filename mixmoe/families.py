@@ -11,8 +11,7 @@ spec's reason where it is missing.
 """
 
 import inspect
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
@@ -24,13 +23,11 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula
-from mixmoe.design.frame import view
-from mixmoe.errors import ArgumentError, FormulaError, meant
+from mixmoe.errors import ArgumentError, meant
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import Block, EMFit, ParamLayout
 from mixmoe.numerics.optimise import Evaluation
 from mixmoe.output.saved import SavedFit
-from mixmoe.partitions.scan import is_partitioned
 
 # --- what a family is ------------------------------------------------------------------------------------------------
 
@@ -211,6 +208,15 @@ class GatePoint:
     gamma: Array
     where: NDArray[np.intp]
     infinite: Array | None = None
+
+
+@runtime_checkable
+class HasOrder(Protocol):
+    """Experts that can be put into another order: `relabel`."""
+
+    def _in_order(self, places: Sequence[int]) -> Any:
+        """The same results with the experts in the order of their present places, from 0."""
+        ...
 
 
 @runtime_checkable
@@ -543,37 +549,6 @@ def of_partitions(family: ModelClass) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -> None:
-    """Refuse random effects that only another family knows.
-
-    Parameters
-    ----------
-    formula : MoEFormula
-    family : class
-        The model class that fits it.
-    data : DataFrame, mapping of columns, or partitions
-
-    Raises
-    ------
-    FormulaError
-        If a word in ``re:`` is no column of the data but a word of another family.
-    """
-    if formula.random is None:
-        return
-    frame = data.columns if is_partitioned(data) else view(data)
-    # Only a word that is no column can be meant for another family: columns may be called as its layers are.
-    words = [word.strip(" `") for word in formula.random.design.split("+")]
-    for spec in (other.spec for other in families().values() if other is not family):
-        for word in words:
-            if spec.effects and re.fullmatch(spec.effects, word) and word not in frame:
-                raise FormulaError(
-                    f"{word!r} in re: is no column of the data; {spec.effects_hint}",
-                    formula.text,
-                    formula.text.find(word, formula.text.find("re:")),
-                    len(word),
-                )
-
-
 def model_options(family: ModelClass, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that go to the constructor of a family, where all others must be known to its fit.
 
@@ -588,7 +563,10 @@ def model_options(family: ModelClass, options: Mapping[str, Any]) -> dict[str, A
         if name not in known and name in family.spec.lacks:
             raise ArgumentError(f"{family.spec.name} has no {name}=: {family.spec.lacks[name]}")
         if name not in known:
-            hint = _elsewhere(name, family) or meant(name, known)
+            others = [model for model in families().values() if model is not family]
+            having = [model.spec for model in others if name in (*_keywords(model), *_keywords(model.fit))]
+            elsewhere = "".join(f"{spec.name} has, which fits {spec.asked_by};" for spec in having[:1])
+            hint = elsewhere or meant(name, known)
             raise ArgumentError(f"fit has no option {name!r}; {hint}{' ' * bool(hint)}it has {', '.join(known)}")
     return {name: value for name, value in options.items() if name in for_model}
 
@@ -598,10 +576,3 @@ def _keywords(function: Callable[..., Any]) -> list[str]:
     apart = ("self", "formula", "data")
     parameters = inspect.signature(function).parameters.values()
     return [p.name for p in parameters if p.name not in apart and p.kind is not inspect.Parameter.VAR_KEYWORD]
-
-
-def _elsewhere(option: str, family: ModelClass) -> str:
-    """In words which other family has an option and how to ask for it; none for options that nobody has."""
-    others = [model for model in families().values() if model is not family]
-    found = [model.spec for model in others if option in (*_keywords(model), *_keywords(model.fit))]
-    return "".join(f"{spec.name} has, which fits {spec.asked_by};" for spec in found[:1])

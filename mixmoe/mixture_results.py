@@ -1,13 +1,15 @@
 """What only fitted mixtures of experts offer, and what families without experts say instead."""
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn, Self
 
 import numpy as np
 import pandas as pd
 
-from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_rng
+from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
 from mixmoe.atomic import PathLike
 from mixmoe.check.adequacy import Adequacy, ClassificationTable, adequacy, classification_table, memberships
 from mixmoe.check.influence import gate_effects
@@ -22,14 +24,25 @@ from mixmoe.check.number_of_experts import (
     vlmr,
 )
 from mixmoe.errors import ArgumentError
-from mixmoe.families import HasCurvature, HasExperts, HasGate, HasScores, MixtureModel, Model, lacking, require
+from mixmoe.families import (
+    HasCurvature,
+    HasExperts,
+    HasGate,
+    HasOrder,
+    HasScores,
+    MixtureModel,
+    Model,
+    lacking,
+    require,
+)
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit, criteria
 from mixmoe.mixture.resampling import Journal, fingerprint
+from mixmoe.output.names import Names, checked_experts, expert_words
 from mixmoe.output.plots import draw_responsibilities
 from mixmoe.output.records import Cell
-from mixmoe.results import Results
+from mixmoe.results import Results, called
 from mixmoe.three_step.distal import Distal, Predictors, distal, predictors
 from mixmoe.three_step.estimates import METHODS, Assignment, Method, build_assignment
 
@@ -45,6 +58,7 @@ class Assessment:
     model: MixtureModel
     em: EMFit
     cov: ParamCov
+    shown_names: Names
     _unit_word: str
 
     @property
@@ -64,7 +78,7 @@ class Assessment:
         ----------
         Nagin (2005), Group-Based Modeling of Development, chapter 5.
         """
-        return adequacy(self.em.responsibilities, self._unit_word)
+        return replace(adequacy(self.em.responsibilities, self._unit_word), shown_names=self.shown_names)
 
     def classification_table(self) -> ClassificationTable:
         """Most probable expert against posterior mass, with the matrix D of three-step methods.
@@ -74,7 +88,7 @@ class Assessment:
         ClassificationTable
             Prints as two tables; ``to_frame("probabilities")`` is D, ``P(most probable s | expert t)``.
         """
-        return classification_table(self.em.responsibilities)
+        return replace(classification_table(self.em.responsibilities), shown_names=self.shown_names)
 
     def memberships(self) -> pd.DataFrame:
         """Most and second most probable expert of each unit, and how certain the choice is.
@@ -181,7 +195,8 @@ class Assessment:
             return self.covariates(f"~{right}", outcomes, method=method)
         checked_choice(method, "method", METHODS)
         checked_choice(kind, "kind", ("auto", "numeric", "categorical"))
-        return distal(self.model.design, self._assignment("distal", method), formula, outcomes, method, kind)
+        made = distal(self.model.design, self._assignment("distal", method), formula, outcomes, method, kind)
+        return replace(made, shown_names=self.shown_names)
 
     def covariates(self, formula: str, data: Any, *, method: Method = "ml") -> Predictors:
         """Covariates of membership, corrected for classification error: a three-step analysis.
@@ -208,14 +223,17 @@ class Assessment:
         -----
         For covariates that are not in the gate; those of the gate have their estimates in the fit. See `distal`.
         Log odds have the small-sample bias of any logit, away from zero and of the order of one over the number of
-        subjects (see the page "Three steps" among the simulations of the site); the correction adds less than it.
+        subjects (see the page of simulation results on three steps); the correction adds less than it. Where a
+        covariate leaves no subjects to an expert, its coefficient is infinite: it has no standard error, a flag says
+        so, and joint tests are without it.
 
         References
         ----------
         Vermunt (2010), Political Analysis 18, 450-469.
         """
         checked_choice(method, "method", METHODS)
-        return predictors(self.model.design, self._assignment("covariates", method), formula, data, method)
+        made = predictors(self.model.design, self._assignment("covariates", method), formula, data, method)
+        return replace(made, shown_names=self.shown_names)
 
     def _assignment(self, what: str, method: Method) -> Assignment:
         """Steps 1 and 2 of a three-step analysis; the naive one takes memberships as known."""
@@ -236,6 +254,7 @@ class ExpertTests:
 
     model: MixtureModel
     em: EMFit
+    shown_names: Names
 
     def test_experts(
         self,
@@ -386,7 +405,8 @@ class ExpertTests:
             if found.interrupted:
                 raise KeyboardInterrupt
             raise ArgumentError(f"none of the {n_boot} resamples could be refitted; look at the flags of the fit")
-        return stability(self.em.responsibilities.argmax(axis=1), refits, found.interrupted)
+        made = stability(self.em.responsibilities.argmax(axis=1), refits, found.interrupted)
+        return replace(made, shown_names=self.shown_names)
 
     def _identity(self) -> tuple[Any, ...]:
         """What tells this fit from others."""
@@ -437,9 +457,8 @@ class MoEResults(Assessment, ExpertTests, Results):
     def responsibilities(self) -> pd.DataFrame:
         """Posterior expert probabilities, one row per subject and one column per expert."""
         tau = self.em.responsibilities
-        return pd.DataFrame(
-            tau, index=self._unit_index, columns=[f"expert{k + 1}" for k in range(tau.shape[1])], copy=True
-        )
+        names = [f"expert{k + 1}" for k in range(tau.shape[1])]
+        return pd.DataFrame(tau, index=self._unit_index, columns=names, copy=True)
 
     def classify(self) -> pd.DataFrame:
         """The most probable expert of each subject and its probability.
@@ -451,10 +470,9 @@ class MoEResults(Assessment, ExpertTests, Results):
         DataFrame
             Columns ``expert`` (from 1) and ``probability``.
         """
-        tau = self.responsibilities
-        return pd.DataFrame(
-            {"expert": tau.to_numpy().argmax(axis=1) + 1, "probability": tau.to_numpy().max(axis=1)}, index=tau.index
-        )
+        tau = self.em.responsibilities
+        columns = {"expert": tau.argmax(axis=1) + 1, "probability": tau.max(axis=1)}
+        return pd.DataFrame(columns, index=self._unit_index)
 
     def proportions(self, alpha: float = 0.05) -> pd.DataFrame:
         """Mean probability of each expert by the gate; for families that have one for all rows.
@@ -482,9 +500,37 @@ class MoEResults(Assessment, ExpertTests, Results):
         Returns
         -------
         MoEResults
-            Of the same class.
+            Of the same class; names move with their experts.
         """
-        raise lacking(self.model.spec, "HasOrder", "relabel")
+        family = require(self, HasOrder, "relabel", self.model.spec)
+        places = [k - 1 for k in checked_order(order, self.model.n_experts)]
+        return called(family._in_order(places), self.shown_names.in_order(places))
+
+    def named(self, *names: str) -> Self:
+        """The same fit with names for its experts, for tables and figures that others read.
+
+        Parameters
+        ----------
+        *names : str
+            One for each expert, in their order: ``fit.named("stable", "declining")``.
+
+        Returns
+        -------
+        MoEResults
+            Headings say ``Expert 1: stable``, row labels and legends ``stable``, sentences
+            ``expert 1 (stable)``: in the summary, LaTeX, Markdown, figures, the report, `mixmoe.table`, `mixmoe.pool`
+            and in what `distal`, `covariates`, `adequacy`, `classification_table` and `stability` of the named fit
+            return. Names of parameters (``expert1.year``) and columns of data frames keep the numbers, and so do the
+            records of `tables`, `curves` and `panels`. The names are kept by `with_cov` and `save`, and `relabel` moves
+            them with their experts.
+
+        Raises
+        ------
+        ArgumentError
+            If there are not as many names as experts, or two are alike.
+        """
+        experts = checked_experts(names, self.model.n_experts)
+        return called(copy.copy(self), replace(self.shown_names, experts=experts))
 
     def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
         """A figure; needs matplotlib. Beside the kinds of `Results.plot` also ``"responsibilities"``."""
@@ -492,7 +538,8 @@ class MoEResults(Assessment, ExpertTests, Results):
             return super().plot(kind, ax, **options)
         if options:
             raise ArgumentError(f"plot('responsibilities') has no option {sorted(options)[0]!r}")
-        return draw_responsibilities(self.em.responsibilities, ax, self._unit_word)
+        words = expert_words(self.shown_names, self.model.n_experts)
+        return draw_responsibilities(self.em.responsibilities, words, ax, self._unit_word)
 
     @property
     def _title(self) -> str:
@@ -501,9 +548,8 @@ class MoEResults(Assessment, ExpertTests, Results):
 
     @property
     def _plot_kinds(self) -> tuple[str, ...]:
-        # Behind the family's own curves, before the diagnostics that all families have.
-        kinds = super()._plot_kinds
-        return (*self._curve_kinds, "responsibilities", *kinds[len(self._curve_kinds) :])
+        own, n = super()._plot_kinds, len(self._curve_kinds)
+        return (*own[:n], "responsibilities", *own[n:])
 
     @property
     def _classification_facts(self) -> tuple[tuple[str, Cell], ...]:
@@ -539,6 +585,7 @@ class WithoutExperts:
     distal = _without("distal")
     gate_effects = _without("gate_effects", "HasGate")
     memberships = _without("memberships")
+    named = _without("named")
     proportions = _without("proportions")
     relabel = _without("relabel")
     stability = _without("stability")

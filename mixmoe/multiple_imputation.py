@@ -34,6 +34,7 @@ from mixmoe.inference.wald import (
 )
 from mixmoe.mixture.estimate import ParamLayout
 from mixmoe.mixture_results import MoEResults
+from mixmoe.output.names import NO_NAMES
 from mixmoe.output.records import Table
 from mixmoe.output.summary import Printed, header_table, parameter_tables, tidy
 from mixmoe.results import Results
@@ -117,6 +118,8 @@ class Pooled(Printed):
         Those of the first fit.
     fits : tuple of Results
         With experts in the order of the first.
+    shown_names : Names
+        What the fits call experts and terms, if they agree.
     agreement : float
         Mean over units and fits of the probability that the expert has which the unit has in the first fit.
     """
@@ -135,6 +138,8 @@ class Pooled(Printed):
         self.fits, self.agreement = tuple(fits), agreement
         self.model, self.cov_type = fits[0].model, fits[0].cov_type
         self.nobs, self.n_units = fits[0].nobs, fits[0].n_units
+        first = fits[0].shown_names
+        self.shown_names = first if all(fit.shown_names == first for fit in fits) else NO_NAMES
         self.params = pd.Series(self._estimate, names, name="estimate")
         self.bse = pd.Series(self._errors, names, name="std_error")
         self.df_t = pd.Series(self._df, names, name="df")

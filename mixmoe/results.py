@@ -1,10 +1,10 @@
 """What every fitted model offers, of whatever family: estimates, tests, tables, figures, files."""
 
+import copy
 import inspect
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,8 @@ from mixmoe.atomic import PathLike, written
 from mixmoe.check.diagnosis import PANELS, Diagnosis
 from mixmoe.check.terms import TermTests, term_tests
 from mixmoe.design.design import Design
-from mixmoe.design.frame import whole_frame
-from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning, SavedFileError
-from mixmoe.families import DrawsResponses, HasTerms, Model, families, lacking, of_partitions, require
+from mixmoe.errors import ArgumentError
+from mixmoe.families import DrawsResponses, HasTerms, Model, lacking, require
 from mixmoe.inference.labelled import LabelledResults
 from mixmoe.inference.likelihood_ratio import FitSide, LRTest, lr_test
 from mixmoe.inference.uncertainty import DESCRIPTIONS, ParamCov, checked_alpha, checked_cov_type
@@ -25,22 +24,21 @@ from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import Block, EMFit, criteria
 from mixmoe.numerics.optimise import loglik_name
 from mixmoe.output.latex import latex
+from mixmoe.output.names import NO_NAMES, Names, checked_terms
 from mixmoe.output.plots import draw, draw_panels
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table, choose
 from mixmoe.output.saved import (
     SavedFit,
     SavedRows,
-    check_same_model,
     checksum,
     fingerprints,
-    read,
-    require_safe_formula,
     write,
 )
-from mixmoe.output.summary import Summary, header_table, parameter_tables, tidy
+from mixmoe.output.summary import Summary, header_table, named_summary, parameter_tables, tidy
 from mixmoe.output.text import markdown
-from mixmoe.partitions.scan import as_partitions
 from mixmoe.report.reporting import Reporting
+
+R = TypeVar("R", bound="Results")
 
 
 class Results(Diagnosis, Reporting, LabelledResults):
@@ -69,6 +67,8 @@ class Results(Diagnosis, Reporting, LabelledResults):
     params, bse, tvalues, pvalues : Series
         By parameter name.
     cov_type : str
+    shown_names : Names
+        What tables and figures call experts and terms, as `named` and `labelled` gave it.
 
     Notes
     -----
@@ -86,6 +86,7 @@ class Results(Diagnosis, Reporting, LabelledResults):
         self.em, self.flags, self.converged = fit, (*fit.flags, *cov.flags), fit.converged
         self.llf, self.aic, self.bic, self.sabic = values.loglik, values.aic, values.bic, values.sabic
         self.nobs, self.n_units, self.df_model = model.design.n, model.design.n_units, npar
+        self.shown_names = NO_NAMES
 
     def __repr__(self) -> str:
         subjects = "" if self.model.design.names.group is None else f"{self.n_units} subjects, "
@@ -109,7 +110,8 @@ class Results(Diagnosis, Reporting, LabelledResults):
         tuple of Table
         """
         shares = self.em.responsibilities.mean(axis=0)
-        parameters = parameter_tables(self.model.layout, self.to_frame(alpha), shares, checked_alpha(alpha))
+        scarce = any(flag.code == "few_subjects" for flag in self.cov.flags)
+        parameters = parameter_tables(self.model.layout, self.to_frame(alpha), shares, checked_alpha(alpha), scarce)
         return (header_table(_facts(self)), *parameters)
 
     def curves(self, kind: str, **options: Any) -> tuple[Curve, ...]:
@@ -124,7 +126,7 @@ class Results(Diagnosis, Reporting, LabelledResults):
 
     def summary(self, alpha: float = 0.05) -> Summary:
         """Header, tables and notes; prints as text, and has as_html(), as_latex(), as_markdown(). See `tables`."""
-        return Summary(self._title, self.tables(alpha), self._remarks)
+        return named_summary(self.shown_names, self._title, self.tables(alpha), self._remarks)
 
     @property
     def _notes_of_table(self) -> tuple[str, ...]:
@@ -160,6 +162,7 @@ class Results(Diagnosis, Reporting, LabelledResults):
         tables : sequence of str, optional
             Keys: ``"header"``, ``"expert1"``, ``"gate"``, ``"random"`` ...; by default all but the header.
         caption, label : str, optional
+            Every text is escaped, so that a caption holds no commands or mathematics of LaTeX.
         standalone : bool
             A whole document instead of a fragment.
         **options
@@ -169,15 +172,16 @@ class Results(Diagnosis, Reporting, LabelledResults):
         -------
         str
         """
-        chosen = _chosen(self, tables, options)
-        title = self._title if caption is None else caption
-        return written(latex(chosen, title, label, (_size_and_fit(self), *self._remarks), standalone), path)
+        shown = _chosen(self, tables, options)
+        title = shown.title if caption is None else caption
+        return written(latex(shown.tables, title, label, shown.notes, standalone), path)
 
     def to_markdown(
         self, path: PathLike | None = None, tables: Sequence[str] | str | None = None, **options: Any
     ) -> str:
         """Tables as Markdown; see `to_latex`."""
-        return written(markdown(_chosen(self, tables, options), notes=(_size_and_fit(self), *self._remarks)), path)
+        shown = _chosen(self, tables, options)
+        return written(markdown(shown.tables, notes=shown.notes), path)
 
     def to_frame(self, alpha: float = 0.05, exponentiate: bool = False) -> pd.DataFrame:
         """One row per parameter; with `exponentiate` coefficients as odds, rate or mean ratios.
@@ -223,7 +227,8 @@ class Results(Diagnosis, Reporting, LabelledResults):
             If the family has no coefficients of terms.
         """
         family = require(self, HasTerms, "wald_test_terms", self.model.spec)
-        return term_tests(family._term_owners(), self._layout, self._estimate, self.cov)
+        tests = term_tests(family._term_owners(), self._layout, self._estimate, self.cov)
+        return replace(tests, shown_names=self.shown_names)
 
     def loglik_of(self, data: Any) -> float:
         """Log-likelihood of other data under the estimates; for families that have one."""
@@ -278,7 +283,33 @@ class Results(Diagnosis, Reporting, LabelledResults):
         -------
         Results
         """
-        return type(self)(self.model, self.em, self.model.covariance(self.em, self._checked_cov(kind), **options))
+        cov = self.model.covariance(self.em, self._checked_cov(kind), **options)
+        return called(type(self)(self.model, self.em, cov), self.shown_names)
+
+    def labelled(self, labels: Mapping[str, str]) -> Self:
+        """The same fit with labels in the place of columns and terms, for readers who do not know the data.
+
+        Parameters
+        ----------
+        labels : mapping of str to str
+            From columns (``"height"``) or terms (``"smoking[T.ex]"``), as tables show them, to what is to be shown
+            instead: ``{"height": "Height (10 cm)"}``. Those that are not named stay as they are.
+
+        Returns
+        -------
+        Results
+            Of the same class. Tables (summary, LaTeX, Markdown, `mixmoe.table`, the report) and the axes of figures
+            show the labels; names of parameters, columns of data frames and notes stay as they are. The labels are kept
+            by `with_cov`, `relabel` and `save`.
+
+        Raises
+        ------
+        ArgumentError
+            If a key is no column or term of the fit, or a label no text.
+        """
+        known = [*self.model.design.frame.columns, *(p.term for p in self.model.layout.parameters)]
+        terms = checked_terms(labels, map(str, known))
+        return called(copy.copy(self), replace(self.shown_names, terms=terms))
 
     def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
         """A figure; needs matplotlib.
@@ -302,10 +333,11 @@ class Results(Diagnosis, Reporting, LabelledResults):
         Figure, or `ax` if given
         """
         if kind is not None and kind in PANELS:
-            return draw_panels(self.panels(kind, **options), ax)
+            return draw_panels(tuple(map(self.shown_names.panel, self.panels(kind, **options))), ax)
         kind = self._default_plot if kind is None else kind
         checked_choice(kind, "kind", self._plot_kinds)
-        return draw(self.curves(kind, **options), self._observed(kind, **options), ax)
+        curves = tuple(map(self.shown_names.curve, self.curves(kind, **options)))
+        return draw(curves, self.shown_names.observed(self._observed(kind, **options)), ax)
 
     _default_plot = "trajectories"
     _checked_cov = staticmethod(checked_cov_type)
@@ -329,6 +361,8 @@ class Results(Diagnosis, Reporting, LabelledResults):
     def _starts_words(self) -> str:
         """What the starts led to."""
         starts = self.em.starts
+        if starts.n_starts == 1:
+            return "1 start"
         return f"{starts.n_starts} starts, {starts.n_replicated} of which reached the best log-likelihood"
 
     @property
@@ -407,87 +441,15 @@ class Results(Diagnosis, Reporting, LabelledResults):
             data=model.design.frame if data else None,
             rows=_saved_rows(model.design) if data else None,
             columns=fingerprints(model.design.frame),
+            shown=self.shown_names,
         )
         write(path, saved)
 
 
-def load(
-    path: PathLike,
-    data: pd.DataFrame | None = None,
-    context: Mapping[str, Any] | None = None,
-    network: Any = None,
-) -> Results:
-    """A fit from a file that its `save` wrote; reading it cannot run code.
-
-    Parameters
-    ----------
-    path : path-like
-    data : DataFrame, optional
-        The data of the fit, if it was saved without them; others are refused.
-    context : mapping, optional
-        Functions and constants that the formula uses. Giving it allows any formula to be evaluated, so do that only for
-        files that you trust; without it a formula may use only the built-in transforms.
-    network : torch.nn.Module, optional
-        The network of a fit that had one of your own; the file holds its parameters, not its code.
-
-    Returns
-    -------
-    Results
-
-    Raises
-    ------
-    SavedFileError
-        If the file is no saved fit, its formula is not safe, or the model cannot be rebuilt from it.
-    """
-    saved, known = read(path), families()
-    if saved.family not in known:
-        raise SavedFileError(f"{str(path)!r} holds a {saved.family!r}, known are {', '.join(map(repr, known))}")
-    if "partitions" in saved.settings:
-        return _load_partitioned(path, saved, data, context)
-    if context is None:
-        require_safe_formula(saved, path)
-    if saved.data is None and data is None:
-        raise SavedFileError(
-            f"{str(path)!r} was saved without data, from which the terms of its formula are made; pass the data of the "
-            "fit as load(..., data=frame)"
-        )
-    # Data that are passed have their own order: the places in the file are those of the data that it would hold.
-    whole = saved if saved.data is not None else replace(saved, data=whole_frame(data), rows=None)
-    if network is not None:
-        if "network" not in known[saved.family].spec.markers:
-            raise ArgumentError(f"network= is for networks, {str(path)!r} holds a {saved.family!r}; leave it out")
-        whole = replace(whole, settings={**whole.settings, "network": network})
-    with warnings.catch_warnings():  # dropped rows and columns were reported when the model was fitted
-        warnings.simplefilter("ignore", MixmoeWarning)
-        try:
-            results: Results = known[saved.family].from_saved(whole, context)
-        except MixmoeError as error:
-            raise SavedFileError(
-                f"the model in {str(path)!r} cannot be rebuilt from these data, which are not those of the fit: {error}"
-            ) from error
-    check_same_model(saved, path, results.model.layout.names, results.model.design)
+def called(results: R, names: Names) -> R:
+    """Results that were just made, with the names of those they were made from."""
+    results.shown_names = names
     return results
-
-
-def _load_partitioned(path: PathLike, saved: SavedFit, data: Any, context: Mapping[str, Any] | None) -> Results:
-    """A fit of partitioned data, with the partitions if they are given, else with the sample that the file holds."""
-    if context is None:
-        require_safe_formula(saved, path)
-    partitions = None if data is None else as_partitions(data)
-    if data is not None and partitions is None:
-        raise ArgumentError(f"{str(path)!r} holds a fit of partitioned data; pass the partitions, as data=mm.scan(...)")
-    if data is None and saved.data is None:
-        raise SavedFileError(
-            f"{str(path)!r} was saved without data, from which the terms of its formula are made; pass the partitions "
-            "of the fit as load(..., data=mm.scan(...))"
-        )
-    with warnings.catch_warnings():  # dropped rows and columns were reported when the model was fitted
-        warnings.simplefilter("ignore", MixmoeWarning)
-        try:
-            found: Results = of_partitions(families()[saved.family]).from_saved(saved, context, partitions)
-        except MixmoeError as error:
-            raise SavedFileError(f"the model in {str(path)!r} cannot be rebuilt from these data: {error}") from error
-    return found
 
 
 def _check_sizes(model: Model, fit: EMFit, cov: ParamCov) -> None:
@@ -574,8 +536,8 @@ def _size_and_fit(results: Results) -> str:
     return f"N = {units}{results.nobs} rows; {fit}."
 
 
-def _chosen(results: Results, keys: Sequence[str] | str | None, options: Mapping[str, Any]) -> tuple[Table, ...]:
-    """Tables for a paper: the asked ones, or all but the header."""
+def _chosen(results: Results, keys: Sequence[str] | str | None, options: Mapping[str, Any]) -> Summary:
+    """What goes into a paper: the tables asked for, or all but the header, whose numbers are then in the notes."""
     known = inspect.signature(results.tables).parameters
     for name in options:
         if name not in known:
@@ -583,7 +545,8 @@ def _chosen(results: Results, keys: Sequence[str] | str | None, options: Mapping
                 f"tables of {results.model.spec.name} have no option {name!r}; they have {', '.join(known)}"
             )
     tables = results.tables(**options)
-    return choose(tables, [t.key for t in tables if t.key != "header"] if keys is None else keys)
+    chosen = choose(tables, [t.key for t in tables if t.key != "header"] if keys is None else keys)
+    return named_summary(results.shown_names, results._title, chosen, (_size_and_fit(results), *results._remarks))
 
 
 def _side(results: Results) -> FitSide:
@@ -619,30 +582,3 @@ def _side(results: Results) -> FitSide:
 
 def _saved_rows(design: Design) -> SavedRows:
     return SavedRows(design.position, design.n_input, design.dropped.n_rows, design.dropped.by_column)
-
-
-def restored(design: Design, saved: SavedFit) -> Design:
-    """A design rebuilt from a file, with the places of the rows in the user's frame and the count of those left out.
-
-    Parameters
-    ----------
-    design : Design
-        Built from ``saved.data``.
-    saved : SavedFit
-
-    Returns
-    -------
-    Design
-
-    Raises
-    ------
-    SavedFileError
-        If the file has another number of places than of rows.
-    """
-    rows = saved.rows
-    if rows is None:
-        return design
-    if len(rows.position) != design.n_input:
-        raise SavedFileError(f"a saved fit with {design.n_input} rows has {len(rows.position)} places for them")
-    dropped = type(design.dropped)(rows.n_dropped, rows.dropped_by_column)
-    return replace(design, position=rows.position[design.position], n_input=rows.n_input, dropped=dropped)

@@ -12,10 +12,10 @@ from mixmoe.design.formula import parse_formula
 from mixmoe.errors import MixmoeWarning
 from mixmoe.families import FamilySpec
 from mixmoe.inference.uncertainty import ParamCov
+from mixmoe.loading import restored
 from mixmoe.mixture.estimate import EMFit, Flag, Parameter, ParamLayout, Starts
 from mixmoe.mixture_results import MoEResults
 from mixmoe.output.records import Curve, Observed
-from mixmoe.results import restored
 
 FORMULA = "y ~ time + x | gate: z | re: (1 + time | id)"
 

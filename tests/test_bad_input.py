@@ -537,7 +537,21 @@ def test_rows_that_are_there_twice():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mm.MEMoE("y ~ time | re: (1 | id)", other, 1)
-        mm.MEMoE("y ~ x | re: (1 | id)", pd.concat([counts, counts]), 1)
+        mm.MEMoE("y ~ g | re: (1 | id)", pd.concat([counts, counts]).assign(y=1.0 * (data["y"] > 0)), 1)
+
+
+@pytest.mark.parametrize("digits", [0, 1])
+def test_rows_twice_at_the_same_time(digits):
+    """A subject has one measurement at a time: copies are told of whatever is measured, however it is rounded."""
+    data = good()
+    rounded = data.assign(y=data["y"].round(digits))
+    twice = pd.concat([rounded, rounded], ignore_index=True).sample(frac=1, random_state=1)
+    with pytest.warns(AssumptionWarning, match="120 of 240 rows are copies of other rows of the same subject"):
+        mm.MEMoE("y ~ time | re: (1 | id)", twice, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = pd.concat([rounded, rounded.assign(time=rounded["time"] + 10.0)])  # at other times
+        mm.MEMoE("y ~ time | re: (1 | id)", again, 2)
 
 
 def test_a_misspelt_option_is_told_before_the_formula_that_it_breaks():

@@ -25,7 +25,7 @@ LAYERS = (
     {"three_step"},
     {"check"},
     {"report"},
-    {"results", "mixture_results"},
+    {"results", "mixture_results", "loading"},
     set(FAMILIES),
     {"api", "multiple_imputation"},
     {"selection"},

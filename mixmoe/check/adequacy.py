@@ -9,6 +9,7 @@ from scipy.special import entr
 
 from mixmoe._typing import Array
 from mixmoe.mixture.estimate import entropy_r2
+from mixmoe.output.names import NO_NAMES, Names
 from mixmoe.output.records import Cell, Table
 from mixmoe.output.summary import Printed
 
@@ -41,6 +42,8 @@ class Adequacy(Printed):
         ``-sum_i tau_ik log tau_ik / (N log K)``, what the expert takes from the relative entropy.
     entropy : float
         Relative entropy, one minus the sum of `doubt`; 1 for one expert.
+    shown_names : Names
+        Of the experts, as `named` gave them.
 
     References
     ----------
@@ -56,6 +59,7 @@ class Adequacy(Printed):
     odds_correct: Array
     doubt: Array
     entropy: float
+    shown_names: Names = NO_NAMES
 
     @property
     def modal_share(self) -> Array:
@@ -84,7 +88,7 @@ class Adequacy(Printed):
         return (
             f"Relative entropy {self.entropy:.3f} over {self.n_units} {self.units}; 'doubt' is what each expert takes "
             "from 1.",
-            f"The smallest expert is {k}: {self.proportion[k - 1]:.3f} of the {self.units}, "
+            f"The smallest is expert {k}: {self.proportion[k - 1]:.3f} of the {self.units}, "
             f"{self.modal_count[k - 1]} by most probable expert.",
             *_RULES,
         )
@@ -132,6 +136,8 @@ class ClassificationTable(Printed):
     ----------
     mass : ndarray, shape (K, K)
         ``sum_i 1{w_i = s} tau_it``: units with most probable expert s (rows), spread over the experts t (columns).
+    shown_names : Names
+        Of the experts, as `named` gave them.
 
     References
     ----------
@@ -139,6 +145,7 @@ class ClassificationTable(Printed):
     """
 
     mass: Array
+    shown_names: Names = NO_NAMES
 
     @property
     def average(self) -> Array:

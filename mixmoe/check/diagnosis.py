@@ -39,6 +39,7 @@ from mixmoe.families import (
 )
 from mixmoe.inference.uncertainty import checked_alpha, scale_of
 from mixmoe.mixture.estimate import EMFit, ParamLayout
+from mixmoe.output.names import Names
 from mixmoe.output.plots import draw_panels
 from mixmoe.output.records import Panel
 
@@ -61,6 +62,7 @@ class Diagnosis:
     model: Model
     em: EMFit
     bse: pd.Series
+    shown_names: Names
     fitted: Callable[..., pd.Series]
     predict: Callable[..., pd.DataFrame]
     _layout: ParamLayout
@@ -226,7 +228,7 @@ class Diagnosis:
         if len(effects) > 1:
             effects = (replace(effects[0], note="all pairs: plot('random_effects')"),)
         made = [*self.panels("residuals"), *self.panels("qq"), *effects, *self.panels("fit")]
-        return draw_panels(made, ax, columns=2 if len(made) == 4 else len(made))
+        return draw_panels(tuple(map(self.shown_names.panel, made)), ax, columns=2 if len(made) == 4 else len(made))
 
     @property
     def _unit_index(self) -> pd.Index:

@@ -180,6 +180,10 @@ def gate_effects(
             slopes = jacobian(effect, point.gamma)
             errors = delta_se(slopes, cov[np.ix_(point.where.ravel(), point.where.ravel())])
             values = effect(point.gamma)
+            if (
+                not change.derivative
+            ):  # more than a difference of probabilities can vary: the delta method does not hold
+                errors = np.where(errors > 1.0, np.nan, errors)
             if point.infinite is not None:  # what still grows with a coefficient that is infinite has no finite value
                 grows = np.abs(slopes @ point.infinite).max(axis=1) > _FLAT
                 unknown = grows | (np.abs(slopes).max(axis=1) < _FLAT)  # or does not depend on finite ones at all

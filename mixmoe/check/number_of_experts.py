@@ -14,6 +14,7 @@ from mixmoe.families import Curvature, Estimated, HasCurvature, HasExperts
 from mixmoe.inference.wald import printed_lines
 from mixmoe.mixture.estimate import EMFit
 from mixmoe.mixture.resampling import Journal
+from mixmoe.output.names import NO_NAMES, Names, expert_words
 
 Labels = NDArray[np.intp]
 STOPS = ("binomial", "besag-clifford", "never")
@@ -301,12 +302,15 @@ class Stability:
     n_failed : int
         Resamples whose refit did not converge.
     interrupted : bool
+    shown_names : Names
+        Of the experts, as `named` gave them.
     """
 
     ari: Array
     jaccard: Array
     n_failed: int
     interrupted: bool
+    shown_names: Names = NO_NAMES
 
     def to_frame(self) -> pd.DataFrame:
         """One row per resample with its adjusted Rand index."""
@@ -315,7 +319,8 @@ class Stability:
     def __str__(self) -> str:
         low, middle, high = np.quantile(self.ari, [0.05, 0.5, 0.95])
         failed = f", {self.n_failed} more did not converge" if self.n_failed else ""
-        jaccard = "\n".join(f"    expert {k + 1}: {value:.3f}" for k, value in enumerate(self.jaccard))
+        words = expert_words(self.shown_names, len(self.jaccard))
+        jaccard = "\n".join(f"    {word}: {value:.3f}" for word, value in zip(words, self.jaccard, strict=True))
         return (
             f"Stability of the classification over {len(self.ari)} resamples of the units{failed}"
             f"{'; interrupted' if self.interrupted else ''}\n"

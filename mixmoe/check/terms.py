@@ -11,6 +11,7 @@ from mixmoe.design.design import Design, column_terms
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.inference.wald import InvalidTest, WaldTest, parse_hypotheses, wald_test
 from mixmoe.mixture.estimate import Block, ParamLayout
+from mixmoe.output.names import NO_NAMES, Names
 from mixmoe.output.records import Cell, Table
 from mixmoe.output.summary import Printed
 
@@ -53,10 +54,13 @@ class TermTests(Printed):
     ----------
     tests : tuple of TermTest
     cov_type : str
+    shown_names : Names
+        Of terms, as `labelled` gave them.
     """
 
     tests: tuple[TermTest, ...]
     cov_type: str
+    shown_names: Names = NO_NAMES
 
     @property
     def title(self) -> str:

@@ -32,12 +32,13 @@ from mixmoe.design.transforms import require_safe
 from mixmoe.errors import ArgumentError, DesignError, FormulaError, MixmoeError, MixmoeWarning
 from mixmoe.families import family_of
 from mixmoe.inference.uncertainty import checked_alpha
+from mixmoe.loading import load
 from mixmoe.mixed.partitioned import PartitionedResults, Predictions
 from mixmoe.output.plots import FIGURE_ENDINGS, save_figure
 from mixmoe.output.summary import Summary
 from mixmoe.partitions.scan import Scan, scan
 from mixmoe.report.described import describe
-from mixmoe.results import Results, load
+from mixmoe.results import Results
 from mixmoe.selection.choice import select
 
 CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv", "validation")
@@ -88,6 +89,9 @@ examples:
   mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --plot courses.png --save bare.mixmoe --no-data
   mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --quiet --report report.html
 
+Other options of mm.fit go through --option NAME=VALUE, such as the family of the response and the column of an offset:
+  mixmoe fit counts.csv "y ~ time | re: (1 | id)" --option family=negbinomial --option offset=log_size
+
 With --hidden (or a section seq: in the formula) a network with person effects is fitted; "linear" has no hidden
 layer, and settings of the fit go through --option:
   mixmoe fit pbcseq.csv "{NETWORK}" --hidden 3 --option baselines=false --rng 0
@@ -120,6 +124,27 @@ examples:
   mixmoe describe pbcseq.csv
   mixmoe describe pbcseq.csv --id id --time year --markdown
 """
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments as a record; ends the program with code 2 if they are wrong."""
+    given, unknown = build_parser().parse_known_args(arguments)
+    flag = next((word.partition("=")[0] for word in unknown if word.startswith("--")), None)
+    if unknown and flag is None:
+        _complain(
+            f"mixmoe {given.command} does not know what {unknown[0]!r} is; see mixmoe {given.command} --help", USAGE
+        )
+        raise SystemExit(USAGE)
+    if flag is not None:
+        takes = f"mixmoe {given.command} has no {flag}"
+        # Options of the models are too many, and too many kinds, to have flags of their own.
+        through = (
+            f"options of mm.{given.command} without a flag are given as --option {flag[2:].replace('-', '_')}=VALUE; "
+        )
+        instead = through if given.command in ("fit", "select") else ""
+        _complain(f"{takes}; {instead}see mixmoe {given.command} --help", USAGE)
+        raise SystemExit(USAGE)
+    return given
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -521,7 +546,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit code: 0 done; 1 failed; 2 wrong use; 3 fitted, but not converged; 130 interrupted.
     """
-    given = build_parser().parse_args(arguments)
+    given = parsed(arguments)
     try:
         with _warnings_on_stderr():
             code = _COMMANDS[given.command](given)

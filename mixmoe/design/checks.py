@@ -89,14 +89,26 @@ def warn_doubtful(rows: Rows, recipe: Recipe) -> None:
 
 
 def _copies(rows: Rows, recipe: Recipe) -> int:
-    """Rows like another of their subject, where the response is continuous, so that chance makes none."""
-    response = response_column(recipe.formula) if recipe.response_kind == "numeric" else None
-    if recipe.formula.random is None or response is None or not is_numeric(rows.columns[response]):
+    """Rows like another of their subject in all columns in use, where chance makes none.
+
+    That is so where the response is continuous, and where a column such as time tells all other rows of a subject
+    apart: a subject is measured once at a time, whatever is measured.
+    """
+    if recipe.formula.random is None:
         return 0
-    values = rows.columns[response].to_numpy(dtype=float)
-    if len(np.unique(values)) < _CONTINUOUS * rows.n or (values == np.round(values)).all():
+    table = pd.DataFrame({**rows.columns, "": rows.codes})
+    copies = table.duplicated()
+    if not copies.any():
         return 0
-    return int(pd.DataFrame({**rows.columns, "": rows.codes}).duplicated().sum())
+    left, response = table[~copies], response_column(recipe.formula)
+    measured = {u.name for part in ("expert", "random", "index") for u in recipe.names.get(part, ()) if not u.called}
+    measured = measured & set(left.columns) - {response}
+    timed = any(is_numeric(left[name]) and not left.duplicated(["", name]).any() for name in measured)
+    continuous = False
+    if recipe.response_kind == "numeric" and response is not None and is_numeric(rows.columns[response]):
+        values = rows.columns[response].to_numpy(dtype=float)
+        continuous = len(np.unique(values)) >= _CONTINUOUS * rows.n and not (values == np.round(values)).all()
+    return int(copies.sum()) if timed or continuous else 0
 
 
 def check_replay(rows: Rows, frame: FrameView, recipe: Recipe) -> None:

@@ -61,8 +61,16 @@ def linked_cells(predictors: Sequence[Predictor], n_units: int) -> IntArray:
     ndarray of int, shape (N,)
         All zero where every unit is linked with every other.
     """
-    bases = [_orthonormal(one) for one in predictors]
-    order = _seeds(predictors[0], n_units)
+    # Orthonormal columns of the same span.
+    bases = []
+    for one in predictors:
+        size = np.sqrt((one.columns**2).sum(axis=0))
+        bases.append(Predictor(np.linalg.qr(one.columns / np.where(size > 0.0, size, 1.0))[0], one.unit))
+    # Units in the order of their rows, so that reference levels, whose dummies are zero, come first.
+    row = np.zeros(n_units, dtype=np.intp)
+    row[predictors[0].unit[::-1]] = np.arange(len(predictors[0].unit))[::-1]
+    columns = predictors[0].columns[row]
+    order = np.lexsort(columns.T[::-1]) if columns.shape[1] else np.arange(n_units)
     cell = np.full(n_units, -1, dtype=np.intp)
     for code in range(n_units):
         left = order[cell[order] < 0]
@@ -78,20 +86,6 @@ def linked_cells(predictors: Sequence[Predictor], n_units: int) -> IntArray:
                 inside[one.unit[_reached(one.columns, inside[one.unit])]] = True
         cell[inside] = code
     return cell
-
-
-def _seeds(first: Predictor, n_units: int) -> IntArray:
-    """Units in the order of their rows, so that reference levels, whose dummies are zero, come first."""
-    row = np.zeros(n_units, dtype=np.intp)
-    row[first.unit[::-1]] = np.arange(len(first.unit))[::-1]
-    columns = first.columns[row]
-    return np.lexsort(columns.T[::-1]) if columns.shape[1] else np.arange(n_units)
-
-
-def _orthonormal(one: Predictor) -> Predictor:
-    """The predictor in orthonormal columns of the same span."""
-    size = np.sqrt((one.columns**2).sum(axis=0))
-    return Predictor(np.linalg.qr(one.columns / np.where(size > 0.0, size, 1.0))[0], one.unit)
 
 
 def _reached(Q: Array, inside: BoolArray) -> BoolArray:
@@ -161,7 +155,10 @@ def ambiguity_flag(design: Design, cells: IntArray, n_experts: int, found: Excha
     """
     if found.drop > _UNDECIDED:
         return None
-    columns = _telling_columns(design, cells)
+    # Columns of the gate that have one value in each cell; all of them if there is none.
+    every = used_columns(design, "gate")
+    frame = _frame_of(design, every, len(cells))
+    columns = [name for name in every if (frame[name].groupby(cells).nunique() == 1).all()] or every
     names, first, second = ", ".join(columns), found.experts[0] + 1, found.experts[1] + 1
     where = described(design, cells == found.cell, columns)
     n_cells = int(cells.max()) + 1
@@ -180,14 +177,6 @@ def ambiguity_flag(design: Design, cells: IntArray, n_experts: int, found: Excha
         f"Means and probabilities within each cell stand, coefficients of {names} do not. Identified are models with "
         f"{marked}a gate or experts without {names}.",
     )
-
-
-def _telling_columns(design: Design, cells: IntArray) -> list[str]:
-    """Columns of the gate that have one value in each cell; all columns of the gate if there is none."""
-    every = used_columns(design, "gate")
-    frame = _frame_of(design, every, len(cells))
-    telling = [name for name in every if (frame[name].groupby(cells).nunique() == 1).all()]
-    return telling or every
 
 
 def _frame_of(design: Design, columns: Sequence[str], n: int) -> pd.DataFrame:
@@ -241,12 +230,13 @@ def described(design: Design, inside: BoolArray, columns: Sequence[str]) -> str:
         if others.size and not ((others >= low) & (others <= high)).any():
             words.append(f"{name} is {_value(low)} to {_value(high)}")
             like[:] = inside
-    number = (
-        "" if words and (like == inside).all() else f"{int(inside.sum())} of {len(inside)} {_counted(design, inside)}"
-    )
-    if not words:
-        return f"for {number}"
-    return f"where {' and '.join(words)}" + (f" (for {number})" if number else "")
+    words_of_all = " and ".join(words)
+    if words and (like == inside).all():
+        return f"where {words_of_all}"
+    # The words alone would name others too: what tells these apart are several columns at a time.
+    together = f" with a combination of {', '.join(columns)}" if len(columns) > 1 else ""
+    more = f" ({words_of_all})" if words else ""
+    return f"for {int(inside.sum())} of {len(inside)} {_counted(design, inside)}{together}{more}"
 
 
 def _counted(design: Design, inside: BoolArray) -> str:

@@ -182,9 +182,11 @@ def lr_test(one: FitSide, two: FitSide) -> LRTest | InvalidTest:
     Self & Liang (1987), JASA 82, 605-610. Stram & Lee (1994), Biometrics 50, 1171-1177.
     """
     small, large = (one, two) if one.npar <= two.npar else (two, one)
-    reason = _refusal(small, large)
-    if reason:
-        return InvalidTest(reason)
+    same = (_different_kind, _different_data, _irregular, _different_settings, _different_errors)
+    for check in (*same, _restricted, _not_nested, _penalised):
+        reason = check(small, large)
+        if reason:
+            return InvalidTest(reason)
     statistic = 2.0 * (large.loglik - small.loglik)
     # Below zero by rounding alone counts as zero; by more, the larger fit has missed its maximum.
     if statistic < -2 * _LOGLIK_TOLERANCE * max(1.0, abs(small.loglik)):
@@ -192,15 +194,10 @@ def lr_test(one: FitSide, two: FitSide) -> LRTest | InvalidTest:
             f"the larger model has the smaller log-likelihood ({large.loglik:.6f} against {small.loglik:.6f}), so it "
             "has not reached its maximum; refit it with more starts or start it from the smaller fit"
         )
-    return _test(max(statistic, 0.0), large.npar - small.npar, tested_variances(small, large), _notes(small, large))
-
-
-def tested_variances(small: FitSide, large: FitSide) -> int:
-    """Dimension c of the covariance blocks that are zero in the smaller model and free in the larger one.
-
-    Parameters of the errors that are zero at an end of their space count with them.
-    """
-    return _tested_effects(small, large) + _tested_errors(small, large)
+    # Dimension of the covariance blocks that are zero in the smaller model and free in the larger one; parameters of
+    # the errors that are zero at an end of their space count with them.
+    cone = _tested_effects(small, large) + _tested_errors(small, large)
+    return _test(max(statistic, 0.0), large.npar - small.npar, cone, _notes(small, large))
 
 
 def _tested_effects(small: FitSide, large: FitSide) -> int:
@@ -242,16 +239,6 @@ def _notes(small: FitSide, large: FitSide) -> tuple[str, ...]:
     """Doubts that do not forbid the test."""
     sides = (("smaller", small), ("larger", large))
     return tuple(text.format(name) for name, side in sides for code, text in _DOUBTS.items() if code in side.flags)
-
-
-def _refusal(small: FitSide, large: FitSide) -> str:
-    """The reason why the fits cannot be compared by a likelihood ratio; empty if they can."""
-    same = (_different_kind, _different_data, _irregular, _different_settings, _different_errors)
-    for check in (*same, _restricted, _not_nested, _penalised):
-        reason = check(small, large)
-        if reason:
-            return reason
-    return ""
 
 
 def _different_kind(small: FitSide, large: FitSide) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtr, ndtri
 from scipy.stats import t as student
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError
 from mixmoe.mixture.estimate import Flag, Parameter, ParamLayout
@@ -29,6 +29,12 @@ _NO_SIZE = 1e-14  # of the largest, of products of rows that are not there or de
 _LARGEST = 0.999  # leverage of one is a direction that one unit alone determines: no other tells its variance
 
 
+_BOUND = 0.5  # of the leverage whose inverse multiplies scores: they are doubled at most, as in Fay & Graubard (2001)
+
+
+HEAVY = 0.75  # of the leverage above which too little is left without a unit
+
+
 @dataclass(frozen=True, slots=True)
 class Leverage:
     """Share of each unit in the information, in coordinates in which the information of all is the identity.
@@ -39,13 +45,16 @@ class Leverage:
         ``h_i``, symmetric, with eigenvalues between 0 and 1.
     factor : ndarray, shape (G, r, r)
         ``(I - h_i)^(-1/2)``, or ``(I - h_i)^(-1)`` of the jackknife.
+    heavy : ndarray of bool, shape (G,)
+        Units with a share above `HEAVY`; only of the jackknife, whose shares are bounded.
     """
 
     share: Array
     factor: Array
+    heavy: BoolArray
 
 
-def leverage(information: Array, half: Array, jackknife: bool = False) -> Leverage:
+def leverage(information: Array, half: Array, jackknife: bool = False, further: BoolArray | None = None) -> Leverage:
     """Leverage of units.
 
     Parameters
@@ -57,23 +66,54 @@ def leverage(information: Array, half: Array, jackknife: bool = False) -> Levera
         L; ``L @ L.T`` is the inverse of the information of all units.
     jackknife : bool
         Whether scores are to be those without the unit (CR3), or unbiased if the model is right (CR2).
+    further : ndarray of bool, shape (r,), optional
+        Columns of `half` that belong to other parameters than coefficients.
 
     Returns
     -------
     Leverage
+
+    Notes
+    -----
+    The observed information of a unit of a mixture may exceed that of all units together, where others have less than
+    none. Without it the likelihood would be convex there, and ``(I - h_i)^(-1)``, a step to the maximum without the
+    unit, would go anywhere. Shares of the jackknife are bounded at a half: then scores are doubled at most, as they are
+    by the bound of 3/4 that Fay & Graubard put on shares in ``(I - h_i)^(-1/2)``; so are those of CR2 in parameters of
+    variance, about which a unit may say more than all together too. Shares in coefficients lie between 0 and 1.
+
+    References
+    ----------
+    Fay & Graubard (2001), Biometrics 57, 1198-1206, section 2, for the bound.
     """
-    return _shares(half.T @ information @ half, jackknife)
+    return _shares(half.T @ information @ half, jackknife, further)
 
 
-def _shares(matrices: Array, jackknife: bool) -> Leverage:
+def _shares(matrices: Array, jackknife: bool, further: BoolArray | None) -> Leverage:
     """Leverage from ``L'J_iL``, shape (G, r, r)."""
     values, vectors = np.linalg.eigh(matrices)
-    values = np.clip(values, 0.0, _LARGEST)[:, None]
-    across = np.swapaxes(vectors, 1, 2)
-    return Leverage((vectors * values) @ across, (vectors / (1.0 - values) ** (1.0 if jackknife else 0.5)) @ across)
+    heavy, h = _within_bound(values, vectors, jackknife, further)
+    across, h = np.swapaxes(vectors, 1, 2), h[:, None]
+    return Leverage((vectors * h) @ across, (vectors / (1.0 - h) ** (1.0 if jackknife else 0.5)) @ across, heavy)
 
 
-def corrected_by_factors(scores: Array, factors: Array, matrices: Array, half: Array, jackknife: bool = False) -> Array:
+def _within_bound(values: Array, vectors: Array, jackknife: bool, further: BoolArray | None) -> tuple[BoolArray, Array]:
+    """Which units have heavy shares in the jackknife; and shares, (G, a), along vectors, (G, r, a), within bounds."""
+    if jackknife:
+        return np.asarray((values > HEAVY).any(axis=1)), np.clip(values, 0.0, _BOUND)
+    most = np.full_like(values, _LARGEST)
+    if further is not None:
+        most[(vectors[:, further] ** 2).sum(axis=1) > 0.5] = HEAVY
+    return np.zeros(len(values), dtype=bool), np.clip(values, 0.0, most)
+
+
+def corrected_by_factors(
+    scores: Array,
+    factors: Array,
+    matrices: Array,
+    half: Array,
+    jackknife: bool = False,
+    further: BoolArray | None = None,
+) -> tuple[Array, BoolArray]:
     """`corrected_scores` of units whose information is ``F_i' C_i F_i``, at no cost of the size of all parameters.
 
     Parameters
@@ -85,16 +125,19 @@ def corrected_by_factors(scores: Array, factors: Array, matrices: Array, half: A
         C_i.
     half : ndarray, shape (P, r)
         L, as for `leverage`.
-    jackknife : bool
+    jackknife, further
         As for `leverage`.
 
     Returns
     -------
-    ndarray, shape (G, r)
+    scores : ndarray, shape (G, r)
+    heavy : ndarray of bool, shape (G,)
+        As of `Leverage`.
     """
     flat = scores @ half
     if factors.shape[1] >= factors.shape[2]:
-        return corrected_scores(scores, half, _shares(np.swapaxes(factors, 1, 2) @ matrices @ factors, jackknife))
+        units = _shares(np.swapaxes(factors, 1, 2) @ matrices @ factors, jackknife, further)
+        return corrected_scores(scores, half, units), units.heavy
     # L'J_iL acts on the rows of F_i L only. Orthonormal ones are B'F_i L, B from the eigenvectors of their products.
     size, vectors = np.linalg.eigh(factors @ np.swapaxes(factors, 1, 2))
     size = np.maximum(size, 0.0)[:, None]
@@ -102,11 +145,11 @@ def corrected_by_factors(scores: Array, factors: Array, matrices: Array, half: A
     root = np.where(used, np.sqrt(size), 0.0)
     left = vectors * root
     share, turn = np.linalg.eigh(np.swapaxes(left, 1, 2) @ matrices @ left)
-    share = np.clip(share, 0.0, _LARGEST)
     B = (vectors * np.where(used, 1 / np.where(used, root, 1.0), 0.0)) @ turn
+    heavy, share = _within_bound(share, np.swapaxes(factors, 1, 2) @ B, jackknife, further)
     along = np.einsum("gdr,gr->gd", factors, flat)
     along = np.einsum("gda,gd->ga", B, along) * ((1.0 - share) ** (-1.0 if jackknife else -0.5) - 1.0)
-    return np.asarray(flat + np.einsum("gdr,gd->gr", factors, np.einsum("gda,ga->gd", B, along)))
+    return np.asarray(flat + np.einsum("gdr,gd->gr", factors, np.einsum("gda,ga->gd", B, along))), heavy
 
 
 def corrected_scores(scores: Array, half: Array, units: Leverage) -> Array:
@@ -490,6 +533,37 @@ def wald_limits(
         # The delta method on either scale: the standard error of log s is se / s, that of atanh r is se / (1 - r^2).
         centre, half = on_scales(params, scales), critical(alpha, df) * bse * slopes_of_scales(params, scales)
         return Limits(from_scales(centre - half, scales), from_scales(centre + half, scales))
+
+
+_LARGEST_ERROR = 0.5  # standard deviation of a coin, the largest that something between 0 and 1 can have
+
+
+def probability_errors(errors: Array) -> Array:
+    """Standard errors of probabilities; NaN where the delta method gives more than any probability can have."""
+    return np.where(errors > _LARGEST_ERROR, np.nan, errors)
+
+
+def probability_limits(probabilities: Array, errors: Array, alpha: float = 0.05) -> Limits:
+    """Limits of probabilities on the scale of log odds.
+
+    Parameters
+    ----------
+    probabilities, errors : ndarray
+        Of one shape; standard errors by the delta method.
+    alpha : float
+
+    Returns
+    -------
+    Limits
+        0 and 1, which say that nothing is known, where the error exceeds what a probability can have; the probability
+        itself where its error is zero; NaN where it has none.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        centre, half = logit(probabilities), critical(alpha) * errors / (probabilities * (1.0 - probabilities))
+        lower, upper = expit(centre - half), expit(centre + half)
+    known, unknown = errors == 0, errors > _LARGEST_ERROR
+    lower, upper = np.where(unknown, 0.0, lower), np.where(unknown, 1.0, upper)
+    return Limits(np.where(known, probabilities, lower), np.where(known, probabilities, upper))
 
 
 @dataclass(frozen=True, slots=True)

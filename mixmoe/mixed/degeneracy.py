@@ -1,15 +1,16 @@
 """What a reader must know about a fitted MEMoE."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array, BoolArray
+from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.design.design import Design, DesignNames, continuous_columns
 from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.cells import (
+    Exchange,
     Predictor,
     ambiguity_flag,
     cheapest_exchange,
@@ -24,10 +25,11 @@ from mixmoe.mixed.end_points import residual_deviations
 from mixmoe.mixed.information import Boundary, expert_directions, gate_directions
 from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_logliks
 from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_working, working_to_free
-from mixmoe.mixed.search import Search, permute_params
+from mixmoe.mixed.search import Search, permute_params, search_from
 from mixmoe.mixture.estimate import SAME, EMFit, Flag, ParamLayout
-from mixmoe.mixture.gate import gate_log_probabilities
+from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities, units_without
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
+from mixmoe.numerics.optimise import Control
 
 _FAR = 1e4  # standard deviations between the data and the origin of a random-effects column
 
@@ -51,6 +53,7 @@ CATEGORIES: Mapping[str, type[MixmoeWarning]] = {
     "far_origin": ApproximationWarning,
     "few_subjects": DegeneracyWarning,
     "flat_likelihood": DegeneracyWarning,
+    "weak_identification": DegeneracyWarning,
     "laplace_bias": ApproximationWarning,
     "quadrature_bias": ApproximationWarning,
     "line": BoundaryWarning,
@@ -258,7 +261,7 @@ def gate_separation(design: Design, problem: Problem, coordinates: Coordinates, 
     infinite = user > _MOVED * scale
     gamma = free_to_working(s, theta[None]).gamma
     prior = np.exp(gate_log_probabilities(problem.W, gamma))[0]  # (K, N)
-    none = _without(prior, problem.W, working)
+    none = units_without(prior, problem.W, working)
     columns = columns_of(design, "gate", infinite.any(axis=0))
     places = [f"expert {k + 1} {described(design, where, columns)}" for k, where in enumerate(none) if where.any()]
     names = [f"gate{k + 2}.{design.names.gate[j]}" for k, j in np.argwhere(infinite)]
@@ -283,9 +286,11 @@ def _what_stands(prior: Array, none: BoolArray) -> str:
             parts.append(f"{' to '.join(ends)} for expert {k + 1}")
     if not parts:
         return "Finite are all other coefficients."
+    certain = [f"expert {k + 1}" for k, row in enumerate(prior) if ((row < _NONE) | (row > 1 - _NONE)).all()]
+    but = f", but for {', '.join(certain)}, of which every probability is zero or one" if certain else ""
     return (
         f"Elsewhere it is {', '.join(parts)}. Finite are all other coefficients, proportions and average differences, "
-        "with their standard errors."
+        f"with their standard errors{but}."
     )
 
 
@@ -295,15 +300,6 @@ def _remedy(design: Design, columns: list[str]) -> str:
     merge = " (or merge its levels)" if not set(columns) & continuous_columns(design) else ""
     leave = f"leave out {names}{merge}, or " if columns else ""
     return f"Use gate_penalty='firth' (or a number such as 1) for finite coefficients, {leave}use fewer experts."
-
-
-def _without(prior: Array, W: Array, directions: Array) -> BoolArray:
-    """Which experts have no part in which units because coefficients are infinite, shape (K, N)."""
-    moves = np.einsum("nm,jmr->jnr", W, directions)  # of the log odds against expert 1
-    moves = np.concatenate([np.zeros_like(moves[:1]), moves])
-    top = moves[prior.argmax(axis=0), np.arange(W.shape[0])]  # of the expert that is the likeliest there
-    apart = np.abs(moves - top).max(axis=2)
-    return np.asarray((prior < _NONE) & (apart > _MOVED * np.abs(moves).max()))
 
 
 def expert_separation(design: Design, problem: Problem, coordinates: Coordinates, at: Boundary) -> tuple[Flag, ...]:
@@ -350,7 +346,12 @@ def expert_separation(design: Design, problem: Problem, coordinates: Coordinates
     )
 
 
-def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, n_sigma: int) -> EMFit:
+_EXACT_DROP = 1e-6  # of the log-likelihood by exchanged labels: rounding
+_MOST_DROP = 100.0  # of which an ascent may take back nearly all
+_REFIT = Control(max_iter=200, tol=1e-6)
+
+
+def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, coordinates: Coordinates) -> EMFit:
     """The fit, with a flag if labels could be exchanged within cells at hardly any cost.
 
     Parameters
@@ -360,8 +361,7 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
     problem : Problem
     theta : ndarray, shape (P,)
         Its estimates in working coordinates.
-    n_sigma : int
-        How many of the further parameters are coefficients of the log standard deviation, v; they come first.
+    coordinates : Coordinates
 
     Returns
     -------
@@ -370,8 +370,8 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
     Notes
     -----
     What experts have beside coefficients and gate (residual deviations, covariances, dispersions) is exchanged with
-    them where it is made of cells too. What is not must stay as it is, and the log-likelihood falls by what that costs:
-    units of the cell have the parameters of the other expert there.
+    them where it is made of cells too. What is not must stay as it is: units of the cell have the parameters of the
+    other expert there. That costs some log-likelihood, of which an ascent of all parameters takes back what it can.
     """
     s = problem.structure
     if s.n_experts == 1:
@@ -381,37 +381,65 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
         return fit
     here = logsumexp(subject_logliks(problem, theta), axis=1)
     params = free_to_working(s, theta[None])
-    made_of_cells = _Rest(
-        s.cov_re != "proportional" and _of_cells(cells, _random_predictors(design, s)),
-        _of_cells(cells, [_sigma_predictor(design, s)]),
-        n_sigma,
-    )
+    # Columns of the random effects, together where they are correlated; columns of the log standard deviation of which
+    # each expert has a coefficient.
+    groups = [list(range(s.n_random))] if s.correlated else [[j] for j in range(s.n_random)]
+    random = [Predictor(design.random[:, group], design.codes) for group in groups if group]
+    level = np.ones((design.n, int(s.residual == "expert")))
+    sigma = Predictor(np.hstack([level, design.sigma[:, ~design.sigma_common]]), design.codes)
+    keeps_random = s.cov_re != "proportional" and _of_cells(cells, random)
+    keeps_sigma = _of_cells(cells, [sigma])
+    n_sigma = coordinates.log_sigma.size  # coefficients of the log standard deviation among the further parameters
     exchanged = {}
     for first, second in pairs_of(s.n_experts):
         order = list(range(s.n_experts))
         order[first], order[second] = second, first
-        moved = working_to_free(s, _rest_permuted(params, order, made_of_cells))[0]
+        # What is not made of the cells goes with the experts: exchanged is what is.
+        other, extra = permute_params(params, order), params.extra.copy()
+        extra[..., n_sigma:] = other.extra[..., n_sigma:]
+        if not keeps_sigma:
+            extra[..., :n_sigma] = other.extra[..., :n_sigma]
+        factor, kept = params.factor if keeps_random else other.factor, params.sigma if keeps_sigma else other.sigma
+        moved = working_to_free(s, replace(params, factor=factor, sigma=kept, extra=extra))[0]
         exchanged[first, second] = logsumexp(subject_logliks(problem, moved), axis=1)
     found = cheapest_exchange(cells, here, exchanged)
+    if _EXACT_DROP < found.drop < _MOST_DROP:
+        found = replace(found, drop=_drop_at_rest(design, problem, params, coordinates, cells, found))
     flag = ambiguity_flag(design, cells, s.n_experts, found, "common({})")
     return fit if flag is None else replace(fit, flags=(*fit.flags, flag))
 
 
-@dataclass(frozen=True, slots=True)
-class _Rest:
-    """Whether what experts have beside coefficients and gate can be exchanged within the cells too.
+def _drop_at_rest(
+    design: Design, problem: Problem, params: Params, coordinates: Coordinates, cells: IntArray, found: Exchange
+) -> float:
+    """By how much the log-likelihood falls if labels are exchanged in a cell and all parameters follow.
 
-    Attributes
-    ----------
-    random, sigma : bool
-        Covariances of the random effects; residual deviations with their coefficients.
-    n_sigma : int
-        Coefficients of the log standard deviation among the further parameters.
+    Infinite if the ascent leads back to the labels that there were.
     """
+    inside = cells == found.cell
+    swapped = np.arange(problem.structure.n_experts)
+    swapped[list(found.experts)] = found.experts[::-1]
+    theta = working_to_free(problem.structure, params)[0]
+    end = search_from(problem, _with_exchange(design, problem, params, coordinates, inside, swapped), _REFIT)
+    before, after = (posterior_probabilities(subject_logliks(problem, at).T, axis=0) for at in (theta, end.theta))
+    exchanged = np.where(inside, after[swapped], after)
+    if np.abs(exchanged - before).sum() > np.abs(after - before).sum():
+        return np.inf
+    return evaluate(problem, theta[None]).loglik[0] - end.loglik
 
-    random: bool
-    sigma: bool
-    n_sigma: int
+
+def _with_exchange(
+    design: Design, problem: Problem, params: Params, coordinates: Coordinates, inside: BoolArray, swapped: IntArray
+) -> Array:
+    """Free vector, shape (1, P), whose predictors of experts are exchanged for the units inside a cell."""
+    X, W = apply_inverse(design.expert, coordinates.expert), problem.W
+    means = X @ params.beta[0].T  # (n, K)
+    odds = np.column_stack([np.zeros(len(W)), W @ params.gamma[0].T])  # (N, K)
+    means = np.where(inside[design.codes, None], means[:, swapped], means)
+    odds = np.where(inside[:, None], odds[:, swapped], odds)
+    beta = np.linalg.lstsq(X, means, rcond=None)[0].T
+    gamma = np.linalg.lstsq(W, odds[:, 1:] - odds[:, :1], rcond=None)[0].T
+    return working_to_free(problem.structure, replace(params, beta=beta[None], gamma=gamma[None]))
 
 
 def _cells(design: Design, s: Structure) -> NDArray[np.intp]:
@@ -423,16 +451,6 @@ def _cells(design: Design, s: Structure) -> NDArray[np.intp]:
     return linked_cells([gate, Predictor(design.expert[:, ~s.common], design.codes)], design.n_units)
 
 
-def _rest_permuted(params: Params, order: Sequence[int], rest: _Rest) -> Params:
-    """Parameters with what is not made of the cells in another order of the experts."""
-    other, extra, v = permute_params(params, order), params.extra.copy(), rest.n_sigma
-    extra[..., v:] = other.extra[..., v:]
-    if not rest.sigma:
-        extra[..., :v] = other.extra[..., :v]
-    factor = params.factor if rest.random else other.factor
-    return replace(params, factor=factor, sigma=params.sigma if rest.sigma else other.sigma, extra=extra)
-
-
 def _of_cells(cells: NDArray[np.intp], predictors: Sequence[Predictor]) -> bool:
     """Whether predictors link no unit of one cell with a unit of another."""
     if not predictors:
@@ -440,17 +458,3 @@ def _of_cells(cells: NDArray[np.intp], predictors: Sequence[Predictor]) -> bool:
     n_cells = int(cells.max()) + 1
     members = Predictor(np.eye(n_cells)[cells], np.arange(len(cells)))
     return all(linked_cells([members, one], len(cells)).max() + 1 == n_cells for one in predictors)
-
-
-def _random_predictors(design: Design, s: Structure) -> list[Predictor]:
-    """Columns of the random effects, together where they are correlated."""
-    q = s.n_random
-    groups = [list(range(q))] if s.correlated else [[j] for j in range(q)]
-    return [Predictor(design.random[:, group], design.codes) for group in groups if group]
-
-
-def _sigma_predictor(design: Design, s: Structure) -> Predictor:
-    """Columns of the log standard deviation of which each expert has a coefficient."""
-    own = design.sigma[:, ~design.sigma_common]
-    level = np.ones((design.n, int(s.residual == "expert")))
-    return Predictor(np.hstack([level, own]), design.codes)

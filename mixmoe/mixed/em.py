@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.gaussian import summed_second_moments, weighted_normal_matrix
+from mixmoe.mixed.likelihood.gaussian import summed_second_moments
 from mixmoe.mixed.likelihood.observed import ClosedForm
 from mixmoe.mixed.parameters import Params, Structure, free_to_working, working_to_free
 from mixmoe.mixture.gate import gate_log_probabilities, gate_step
@@ -73,7 +73,7 @@ def expectations(problem: ClosedForm, params: Params, given: Array | None = None
         weights = found.reshape(S * K, -1)
         second += summed_second_moments(densities.posterior, weights).reshape(second.shape)
         if normal is not None:
-            normal += weighted_normal_matrix(experts, densities.posterior, weights)
+            normal += densities.normal_matrix(weights)
     return Expectations(
         loglik,
         responsibilities,
@@ -171,14 +171,12 @@ def updated_factor(s: Structure, e: Expectations, old: Array) -> Array:
         D = moment.sum(axis=1, keepdims=True) / counts.sum(axis=1, keepdims=True)
         return np.broadcast_to(_factor(D), old.shape)
     reference = _factor(np.einsum("skab,skcb->skac", old[:, :1], old[:, :1]))
-    omega2 = np.einsum("skaa->sk", np.linalg.solve(_square(reference), moment)) / (s.n_random * counts[..., 0, 0])
+    omega2 = np.einsum("skaa->sk", np.linalg.solve(reference @ np.swapaxes(reference, -1, -2), moment)) / (
+        s.n_random * counts[..., 0, 0]
+    )
     omega2 = np.maximum(omega2, _SMALLEST)
     D = (moment / omega2[..., None, None]).sum(axis=1, keepdims=True) / counts.sum(axis=1, keepdims=True)
     return _factor(D) * np.sqrt(omega2)[..., None, None]
-
-
-def _square(factor: Array) -> Array:
-    return factor @ np.swapaxes(factor, -1, -2)
 
 
 def _factor(D: Array) -> Array:

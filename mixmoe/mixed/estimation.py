@@ -346,17 +346,15 @@ class Estimation:
         if self.functions:
             return smooth_maximum(self, n_starts, rng, start, control)
         fits = []
-        if start is not None:
-            fits.append(self.record(self._search_from(start, rng, control)))
+        if start is not None and start.experts < self.n_experts:
+            smaller = self.with_experts(start.experts).working(start.values)
+            fits.append(self.record(search_carried(self.problem, smaller, control, rng)))
+        elif start is not None:
+            theta = off_boundary(self.problem, self.working(start.values))
+            fits.append(self.record(search_from(self.problem, theta[None], control)))
         if n_starts and not (fits and any(flag.code == "interrupted" for flag in fits[0].flags)):
             fits.append(self.record(search(self.problem, n_starts, control, rng)))
         return reduce(better, fits)
-
-    def _search_from(self, start: Estimated, rng: np.random.Generator, control: Control) -> Search:
-        if start.experts < self.n_experts:
-            smaller = self.with_experts(start.experts).working(start.values)
-            return search_carried(self.problem, smaller, control, rng)
-        return search_from(self.problem, off_boundary(self.problem, self.working(start.values))[None], control)
 
     def record(self, found: Search) -> EMFit:
         """The outcome of a search as an estimate, experts by decreasing mean gate probability.

@@ -1,5 +1,6 @@
 """Covariance of the estimates of a MEMoE: observed information, sandwich, boundary and unidentified directions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -7,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag, null_space
 
-from mixmoe._typing import AnyArray, Array
+from mixmoe._typing import AnyArray, Array, BoolArray
 from mixmoe.inference.uncertainty import (
+    HEAVY,
     MANY_UNITS,
     CovType,
     Leverage,
@@ -21,15 +23,13 @@ from mixmoe.inference.uncertainty import (
     within_clusters,
     without_parameters,
 )
-from mixmoe.mixed.likelihood.gaussian import (
-    ClosedExperts,
-    weighted_normal_matrix,
-)
+from mixmoe.mixed.likelihood.gaussian import ClosedExperts
 from mixmoe.mixed.likelihood.observed import (
     ClosedForm,
     PredictorInformation,
     Problem,
     block_scores,
+    evaluate,
     evaluate_block,
     observed_information,
     predictor_information,
@@ -48,11 +48,13 @@ from mixmoe.mixed.parameters import (
 )
 from mixmoe.mixture.estimate import Flag, ParamLayout
 from mixmoe.mixture.gate import (
+    GateDirections,
     gate_information,
     gate_log_probabilities,
     gate_scores,
     penalty_meat,
     posterior_probabilities,
+    separated_directions,
 )
 from mixmoe.numerics.linalg import derivative_along, semidefinite_cholesky
 
@@ -114,8 +116,7 @@ def _normal_matrices(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
     s = problem.structure
     out = np.zeros((s.n_experts, s.n_columns, s.n_columns), dtype=theta.dtype)
     for where, experts in cast(ClosedForm, problem).experts.blocks(s.n_experts):
-        posterior = experts.densities(params).posterior
-        out += weighted_normal_matrix(experts, posterior, tau[where].T)
+        out += experts.densities(params).normal_matrix(tau[where].T)
     return out
 
 
@@ -186,37 +187,15 @@ def _slope_of_normal(problem: Problem, theta: Array, V: Array, tau: Array) -> Ar
 _NO_RESPONSES = 1e-3  # expected number in a category: an ascent to infinity stops at about this many
 
 
-_NO_GATE_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
-
-
 _NO_INFORMATION = 1e-5  # per row of the expert, in a direction of orthonormal columns; at p = 0.00001 or 0.99999
 
 
-@dataclass(frozen=True, slots=True)
-class GateDirections:
-    """Directions of the gate coefficients in working coordinates.
-
-    Attributes
-    ----------
-    vectors : ndarray, shape (d, d)
-        Orthonormal, one per column.
-    infinite : ndarray of bool, shape (d,)
-        Along these the gate separates the experts perfectly: the maximum lies at infinity.
-    """
-
-    vectors: Array
-    infinite: NDArray[np.bool_]
-
-
 def gate_directions(problem: Problem, theta: Array) -> GateDirections:
-    """Eigenvectors of the information of the gate, were the memberships known."""
-    gamma = free_to_working(problem.structure, theta[None]).gamma
-    weights = np.ones(problem.n_subjects)
-    information = gate_information(problem.W, gate_log_probabilities(problem.W, gamma), weights)[0]
-    values, vectors = np.linalg.eigh(information / problem.n_subjects)
+    """Directions of the gate coefficients in working coordinates, and which of them lead to infinity."""
+    found = separated_directions(problem.W, free_to_working(problem.structure, theta[None]).gamma)
     if problem.penalty is not None:  # the prior keeps all coefficients finite
-        return GateDirections(vectors, np.zeros(values.size, dtype=bool))
-    return GateDirections(vectors, values < _NO_GATE_INFORMATION)
+        return replace(found, infinite=np.zeros_like(found.infinite))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,12 +247,15 @@ class EmptyCategories:
         Thresholds that are infinite, by their place among the reported ones.
     closed : tuple of int
         Steps of zero width, by their place in the free vector.
+    widths : tuple of int
+        The same by their place among the reported thresholds, where steps are reported: zero, at an end of their space.
     meanings : tuple of str
         Each expert and category.
     """
 
     infinite: tuple[int, ...] = ()
     closed: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
     meanings: tuple[str, ...] = ()
 
 
@@ -293,14 +275,17 @@ def empty_categories(problem: Problem, tau: Array) -> EmptyCategories:
     K, C = empty.shape
     infinite: list[int] = []
     closed: list[int] = []
+    widths: list[int] = []
     for k, row in enumerate(empty):
         bottom, top = int(np.argmin(row)), int(np.argmin(row[::-1]))
         inner = range(bottom + 1, C - 1 - top)
-        closed += [int(problem.free.extra[k, j - 1]) for j in inner if row[j]]
+        shut = [j for j in inner if row[j]]
+        closed += [int(problem.free.extra[k, j - 1]) for j in shut]
+        widths += [thresholds.place(k, j, K) for j in shut if thresholds.reports_steps(K)]
         outer = [*range(bottom if thresholds.own_location else 0), *range(C - 1 - top, C - 1)]
         infinite += [thresholds.place(k, j, K) for j in outer]
     meanings = [f"expert {k + 1} in {labels[j]!r}" for k, j in np.argwhere(empty)]
-    return EmptyCategories(tuple(infinite), tuple(closed), tuple(meanings))
+    return EmptyCategories(tuple(infinite), tuple(closed), tuple(widths), tuple(meanings))
 
 
 _ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
@@ -319,6 +304,21 @@ _MOVED = 1e-6  # share of a direction in a parameter that counts
 
 
 _UNITS_AT_ONCE = 100  # whose directions are held in memory
+
+
+_MOST = 0.5  # of a variance that comes from units of large leverage
+
+
+_NAMES_SHOWN = 6
+
+
+_UNLIKE_INFORMATION = 4.0  # sum of squared scores in units of the information: about 1 if the model is right
+
+
+_STEEP = 3.0  # fall of a log-likelihood over one standard error, in units of that of a quadratic one
+
+
+_COMPARE = "Compare with_cov('bootstrap') and 'nonrobust', or use fewer experts or a smaller gate."
 
 
 _PER_COEFFICIENT = 5  # subjects per coefficient of an expert below which standard errors are rough
@@ -388,7 +388,8 @@ def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> B
     infinite, held = [s.reported.last.start + at for at in empty.infinite], np.zeros((free.size, 0))
     if infinite:
         held = free_to_reported_jacobian(s, coordinates, clean)[infinite].T
-    blank = (*of_effects, *(further + at for at in ends), *infinite)
+    shut = (s.reported.last.start + at for at in empty.widths)
+    blank = (*of_effects, *(further + at for at in ends), *infinite, *shut)
     return Boundary(clean, dead, blank, is_singular, tau, held, tuple(ends.values()), empty.meanings)
 
 
@@ -497,11 +498,19 @@ def covariance(
         middle = _corrected(problem, scores, by_unit, known, basis)
     if penalised:
         middle = replace(middle, scores=np.vstack([middle.scores, _scores_of_penalty(problem, at.theta) @ middle.back]))
-    # 5. What no unit has a score for has no standard error.
+    # 5. What no unit has a score for has no standard error; what rests on units of heavy leverage a rough one.
     weights, null = known.jacobian @ middle.back, middle.null
     lost = _touched(known.jacobian, null)
+    blank = sorted({*known.blank, *lost})
+    word = "subjects" if clusters is None else "clusters"
     if null.shape[1]:
-        flags = (*known.flags, _about_rank(middle, null, [layout.names[i] for i in lost], clusters is not None))
+        flags = (*known.flags, _about_rank(middle, null, [layout.names[i] for i in lost], word))
+    if problem.structure.n_experts > 1:
+        reasons = (
+            _about_heavy(middle, weights, layout, blank, word),
+            _about_shape(problem, at.theta, scores, known, layout),
+        )
+        flags = (*flags, *(flag for flag in reasons if flag is not None))
     # 6. The sandwich in the reported parameters. The moments of CR2 assume known memberships: with several experts no t
     # distribution is claimed.
     moments, about = None, [] if clusters is None else [f"{n_units} clusters"]
@@ -511,7 +520,6 @@ def covariance(
         moments = sandwich_moments(weights, middle.units)
         about[-1] += " (CR2), t and F statistics with Satterthwaite's degrees of freedom"
     matrix = delta_cov(weights, middle.scores.T @ middle.scores)
-    blank = sorted({*known.blank, *lost})
     found = ParamCov(
         without_parameters(matrix, blank), kind, "; ".join(about), correction, flags=flags, moments=moments
     )
@@ -603,7 +611,13 @@ def identified(
     without = _touched(jacobian, inverse.flat)
     flat = [layout.names[i] for i in without if i not in elsewhere]
     blank = sorted({*elsewhere, *without})
-    return Identified(inverse, jacobian, blank, (_about_flat(flat),) if flat else ())
+    about_flat = Flag(
+        "flat_likelihood",
+        f"The data say nothing about {', '.join(flat)}: the log-likelihood is the same whatever the value. The "
+        "printed values are those where the search happened to stop, without standard errors. Share them between "
+        "experts, leave them out, or use fewer experts.",
+    )
+    return Identified(inverse, jacobian, blank, (about_flat,) if flat else ())
 
 
 def _touched(jacobian: Array, directions: Array) -> list[int]:
@@ -628,12 +642,15 @@ class Middle:
         Of the units, where the scores are corrected for it and it is kept.
     corrected : bool
         Whether they are.
+    heavy : ndarray of bool, shape (G,), or None
+        Units of heavy leverage.
     """
 
     scores: Array
     back: Array
     units: Leverage | None = None
     corrected: bool = False
+    heavy: BoolArray | None = None
 
     @property
     def null(self) -> Array:
@@ -659,10 +676,10 @@ class _Matrices:
         is_coefficient = np.isin(np.arange(self.problem.free.size), self.problem.free.beta)
         return replace(self, matrices=self.matrices * np.equal.outer(is_coefficient, is_coefficient))
 
-    def corrected(self, scores: Array, half: Array, back: Array, jackknife: bool) -> Middle:
-        """The middle of a sandwich with scores corrected for leverage."""
-        units = leverage(self.matrices, half, jackknife)
-        return Middle(corrected_scores(scores, half, units), back, units, corrected=True)
+    def corrected(self, scores: Array, half: Array, back: Array, further: BoolArray | None = None) -> Middle:
+        """The middle of a sandwich with scores corrected for leverage: by CR2 if what is `further` is told."""
+        units = leverage(self.matrices, half, further is None, further)
+        return Middle(corrected_scores(scores, half, units), back, units, True, units.heavy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -681,22 +698,24 @@ class _Predictors:
         """Without what is observed between coefficients and other parameters, of one expert."""
         return replace(self, parts=[part.apart(part.rows.shape[1]) for part in self.parts])
 
-    def corrected(self, scores: Array, half: Array, back: Array, jackknife: bool) -> Middle:
+    def corrected(self, scores: Array, half: Array, back: Array, further: BoolArray | None = None) -> Middle:
         """The middle of a sandwich with scores corrected for leverage, some units at a time."""
-        out = np.empty((len(scores), half.shape[1]))
+        out, heavy = np.empty((len(scores), half.shape[1])), np.zeros(len(scores), dtype=bool)
         if self.clusters is None:
             for part in self.parts:
                 for at in range(0, part.subjects.size, _UNITS_AT_ONCE):
                     some = part.take(slice(at, at + _UNITS_AT_ONCE))
                     F, mine = some.along(self.problem, half), some.subjects
-                    out[mine] = corrected_by_factors(scores[mine], F, some.matrices, half, jackknife)
-            return Middle(out, back, corrected=True)
+                    out[mine], heavy[mine] = corrected_by_factors(
+                        scores[mine], F, some.matrices, half, further is None, further
+                    )
+            return Middle(out, back, corrected=True, heavy=heavy)
         for g in range(len(scores)):
             own = [part.take(self.clusters[part.subjects] == g) for part in self.parts]
             F = np.vstack([part.along(self.problem, half).reshape(-1, half.shape[1]) for part in own])
             C = block_diag(*(matrix for part in own for matrix in part.matrices))
-            out[g] = corrected_by_factors(scores[[g]], F[None], C[None], half, jackknife)[0]
-        return Middle(out, back, corrected=True)
+            out[[g]], heavy[[g]] = corrected_by_factors(scores[[g]], F[None], C[None], half, further is None, further)
+        return Middle(out, back, corrected=True, heavy=heavy)
 
 
 def _corrected(
@@ -708,10 +727,12 @@ def _corrected(
     normal; what is observed of them is noise, and leverage is that without them.
     """
     if problem.structure.n_experts > 1 or problem.ridge is not None:
-        return by_unit.corrected(scores, known.inverse.half, known.inverse.half, jackknife=True)
+        return by_unit.corrected(scores, known.inverse.half, known.inverse.half)
     apart = by_unit.apart()
     half = invert_information(apart.whole(), basis).half
-    return apart.corrected(scores, half, known.inverse.matrix @ np.linalg.pinv(half.T), jackknife=False)
+    of_coefficients = (half[problem.free.beta.ravel()] ** 2).sum(axis=0)
+    further = of_coefficients < 0.5 * (half**2).sum(axis=0)  # a column is of the one or the other
+    return apart.corrected(scores, half, known.inverse.matrix @ np.linalg.pinv(half.T), further)
 
 
 def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> tuple[Flag, ...]:
@@ -737,23 +758,63 @@ def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> 
     )
 
 
-def _about_rank(middle: Middle, null: Array, names: list[str], clustered: bool) -> Flag:
-    word = "clusters" if clustered else "subjects"
+def _about_heavy(middle: Middle, weights: Array, layout: ParamLayout, blank: list[int], word: str) -> Flag | None:
+    """Of parameters most of whose variance comes from units of heavy leverage."""
+    if middle.heavy is None or not middle.heavy.any():
+        return None
+    variance = (middle.scores @ weights.T) ** 2  # (G, P), after the units those of penalties
+    theirs = variance[: len(middle.heavy)][middle.heavy].sum(axis=0)
+    resting = [int(i) for i in np.flatnonzero(theirs > _MOST * variance.sum(axis=0)) if i not in blank]
+    if not resting:
+        return None
+    return Flag(
+        "weak_identification",
+        f"What is said about {_listed(layout, resting)} rests on {int(middle.heavy.sum())} of the {word}: without one "
+        f"of them less than a quarter of the information would be left in some direction (leverage above {HEAVY:g}), "
+        f"or none. Their standard errors are rough. {_COMPARE}",
+    )
+
+
+def _about_shape(problem: Problem, theta: Array, scores: Array, known: Identified, layout: ParamLayout) -> Flag | None:
+    """Of parameters whose errors come from a direction in which the log-likelihood is far from quadratic.
+
+    Where two maxima have just met, its curvature at the top says little about how it falls: the information is too
+    small, and a sandwich, which has its inverse twice, far too large.
+    """
+    half = known.inverse.half
+    values, vectors = np.linalg.eigh(half.T @ (scores.T @ scores) @ half)
+    if values[-1] < _UNLIKE_INFORMATION:
+        return None
+    step = half @ vectors[:, -1]
+    height = evaluate(problem, np.vstack([theta, theta + step, theta - step])).loglik
+    fall = float(height[0] - height[1:].mean())
+    if fall < _STEEP / 2:
+        return None
+    weights = known.jacobian @ half
+    variance = ((scores @ half) @ weights.T) ** 2
+    along = values[-1] * (weights @ vectors[:, -1]) ** 2
+    resting = [int(i) for i in np.flatnonzero(along > _MOST * variance.sum(axis=0)) if i not in known.blank]
+    if not resting:
+        return None
+    return Flag(
+        "weak_identification",
+        f"The log-likelihood is far from quadratic in {_listed(layout, resting)}: one standard error away it lies "
+        f"{fall:.2g} below its maximum, where 0.5 is expected. Their standard errors are far too large. {_COMPARE}",
+    )
+
+
+def _listed(layout: ParamLayout, where: Sequence[int]) -> str:
+    more = f" and {len(where) - _NAMES_SHOWN} more" if len(where) > _NAMES_SHOWN else ""
+    return ", ".join(layout.names[i] for i in where[:_NAMES_SHOWN]) + more
+
+
+def _about_rank(middle: Middle, null: Array, names: list[str], word: str) -> Flag:
     n, rank = len(middle.scores), middle.scores.shape[1] - null.shape[1]
     return Flag(
         "few_subjects",
         f"The scores of the {n} {word} have rank {rank} for {middle.scores.shape[1]} parameters: a sandwich of them is "
         f"not a covariance, and {', '.join(names)} have no standard errors. Use cov_type='nonrobust', which trusts the "
         "model, or 'bootstrap', or a smaller model.",
-    )
-
-
-def _about_flat(names: list[str]) -> Flag:
-    return Flag(
-        "flat_likelihood",
-        f"The data say nothing about {', '.join(names)}: the log-likelihood is the same whatever the value. The "
-        "printed values are those where the search happened to stop, without standard errors. Share them between "
-        "experts, leave them out, or use fewer experts.",
     )
 
 

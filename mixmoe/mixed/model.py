@@ -15,6 +15,7 @@ from mixmoe.design.recipe import ResponseKind
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated, FamilySpec
 from mixmoe.inference.uncertainty import ParamCov, checked_cov_type
+from mixmoe.loading import restored
 from mixmoe.mixed.degeneracy import CATEGORIES, uncertainty_flags, with_label_flag
 from mixmoe.mixed.end_points import with_integral_flag
 from mixmoe.mixed.estimation import Estimation
@@ -55,7 +56,6 @@ from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
-from mixmoe.results import restored
 
 _STARTS = 32  # random ones for each expert when the user names no number
 
@@ -385,7 +385,13 @@ class MEMoE(Estimation):
         generator = checked_rng(rng)
         default = 0 if start is not None else 1 if self.n_experts == 1 else _STARTS * self.n_experts
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
-        fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
+        if start is None:
+            given = None
+        elif isinstance(smaller := getattr(start, "model", None), MEMoE) and smaller.n_experts == self.n_experts - 1:
+            given = Estimated(smaller.n_experts, self.with_experts(smaller.n_experts).vector(start))
+        else:
+            given = Estimated(self.n_experts, self.vector(start))
+        fit = seeded(self.maximum(n_starts, generator, given, control), rng)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
         return self.penalised(fit)._reported(fit, kind, cov_options)
@@ -393,7 +399,7 @@ class MEMoE(Estimation):
     def _reported(self, fit: EMFit, kind: str, cov_options: dict[str, Any]) -> MEMoEResults:
         """Results of an estimate, with a covariance and all that a reader must know."""
         fit = with_integral_flag(fit, self.problem, self.coordinates, self.working(fit.params), self.layout)
-        fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates.log_sigma.size)
+        fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates)
         warn_flags(fit.flags, CATEGORIES)
         try:
             cov = self.covariance(fit, kind, **cov_options)
@@ -403,15 +409,6 @@ class MEMoE(Estimation):
         more = uncertainty_flags(self.layout, fit.params, cov)
         warn_flags(more, CATEGORIES)
         return self.results(replace(fit, flags=(*fit.flags, *more)), cov)
-
-    def _start(self, start: Any) -> Estimated | None:
-        """Where to start, from what the user passed."""
-        if start is None:
-            return None
-        smaller = getattr(start, "model", None)
-        if isinstance(smaller, MEMoE) and smaller.n_experts == self.n_experts - 1:
-            return Estimated(smaller.n_experts, self.with_experts(smaller.n_experts).vector(start))
-        return Estimated(self.n_experts, self.vector(start))
 
     def loglike(self, params: Any) -> float:
         """Log-likelihood at reported parameters, by name or in the order of the layout; the restricted one of REML."""

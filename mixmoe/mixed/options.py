@@ -121,7 +121,7 @@ class ErrorOptions:
         """One line for the header of a summary."""
         kind = {
             "iid": "independent",
-            "ar1": f"AR(1) over {self.time or 'visits'}",
+            "ar1": f"AR(1) over {self.time or 'rows in the order of the data (no time=)'}",
             "car1": f"continuous AR(1) over {self.time}",
             "bm": f"Brownian motion over {self.time} and measurement error",
         }[self.kind]

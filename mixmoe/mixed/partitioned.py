@@ -44,7 +44,7 @@ from mixmoe.partitions.scan import DaskFrame, Partitions, as_partitions
 from mixmoe.partitions.streamed import Kept, Streamed, StreamedDesign, restored, stream, units_of
 from mixmoe.partitions.survey import Source
 from mixmoe.responses.distribution import constant_within
-from mixmoe.results import FitSide, PathLike
+from mixmoe.results import FitSide, PathLike, called
 
 _ALIKE = 1e-9  # of the largest value of a gate column
 
@@ -214,7 +214,7 @@ class PartitionedResults(MEMoEResults):
         design = self.model.design
         places = design.labels.get_indexer(pd.Index(design.sample.labels))
         fit = replace(self.em, responsibilities=self.em.responsibilities[places])
-        return MEMoEResults(self.model.on_sample(), fit, self.cov)
+        return called(MEMoEResults(self.model.on_sample(), fit, self.cov), self.shown_names)
 
     def predict(  # type: ignore[override]
         self,
@@ -377,6 +377,7 @@ class PartitionedResults(MEMoEResults):
             data=kept if data else None,
             rows=SavedRows(np.arange(n), n, d.dropped.n_rows, d.dropped.by_column) if data else None,
             units=units_of(d) if data else None,
+            shown=self.shown_names,
         )
         write(path, saved)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mixmoe._typing import Array
-from mixmoe.arguments import checked_choice, checked_order
+from mixmoe.arguments import checked_choice
 from mixmoe.check.diagnosis import FITTED, FittedKind
 from mixmoe.check.terms import Owners, owners_of
 from mixmoe.design.complete_rows import NothingLeftError
@@ -125,7 +125,16 @@ class MEMoEResults(MoEResults):
         if self.model.n_experts == 1:
             return tables
         at = next(i for i, table in enumerate(tables) if table.key == "gate")
-        return (*tables[:at], _proportion_table(self.proportions(alpha), alpha), *tables[at:])
+        shares = self.proportions(alpha)
+        proportions = Table(
+            key="proportions",
+            title="Expert proportions (mean gate probability)",
+            columns=("Estimate", "Std. Err.", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
+            index=tuple(f"expert {k + 1}" for k in range(len(shares))),
+            cells=tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in shares.to_numpy()),
+            formats=("num", "num", "num", "num"),
+        )
+        return (*tables[:at], proportions, *tables[at:])
 
     def proportions(self, alpha: float = 0.05) -> pd.DataFrame:
         """Mean probability of each expert over the subjects; see `MoEResults.proportions`."""
@@ -225,7 +234,8 @@ class MEMoEResults(MoEResults):
             unused = self._unused(wanted, known)
             design = self.model.design if new is None else self.model.new_design(new, without=unused)
         except NothingLeftError as error:
-            return nothing_predicted(new, self._column_names(known, wanted), error)
+            first = self.model.new_design(self.model.design.frame.iloc[:1])  # whose prediction has all columns
+            return nothing_predicted(new, list(self._columns(first, known, wanted)), error)
         self._check_weights(design, kind in ("all", "subject") and known is not None, wanted.noise)
         if history is not None and self.model.design.names.group is None:
             check_own_rows(history, design, new)
@@ -260,11 +270,6 @@ class MEMoEResults(MoEResults):
         if wanted.noise or wanted.kind == "subject" or known is not None:
             return ()
         return ("sigma", "random") if gaussian else ("sigma",)
-
-    def _column_names(self, known: Design | None, wanted: Wanted) -> list[str]:
-        """Names of the columns of a prediction: those that the first row of the fit has."""
-        d = self.model.design
-        return list(self._columns(self.model.new_design(d.frame.iloc[:1]), known, wanted))
 
     def _history(self, history: Any, use_fit: bool) -> Design | None:
         """The rows from which subjects are known; None where their history plays no part."""
@@ -389,9 +394,8 @@ class MEMoEResults(MoEResults):
         """Log-likelihood of other data, with their response, under the estimates; the subjects are taken as new."""
         return self.model.loglike_of(self.em.params, data)
 
-    def relabel(self, order: Sequence[int]) -> Self:
-        """The same fit with experts in another order; see `MoEResults.relabel`."""
-        index, s = [k - 1 for k in checked_order(order, self.model.n_experts)], self.model.structure
+    def _in_order(self, places: Sequence[int]) -> Self:
+        index, s = list(places), self.model.structure
         params = permute_reported(s, self.em.params, index)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, index])
         jacobian, cov, model = permute_reported_jacobian(s, self.em.params, index), self.cov, self.model
@@ -438,11 +442,8 @@ class MEMoEResults(MoEResults):
         if kind != "trajectories":
             return None
         tau, alpha = self.em.responsibilities, options.get("alpha", 0.05)
-        return trajectory_data(self.model.design, self._shown_response(), tau, options.get("x"), alpha)
-
-    def _shown_response(self) -> Array:
-        """The response as figures of trajectories draw it, rows in the order of the design."""
-        return standardised(self.model.design, self.model.response)
+        shown = standardised(self.model.design, self.model.response)  # in the order of the design
+        return trajectory_data(self.model.design, shown, tau, options.get("x"), alpha)
 
     _resid_kinds: tuple[str, ...] = ("subject", "mean", "quantile", "normalized")
 
@@ -518,18 +519,6 @@ class MEMoEResults(MoEResults):
     def _known(self) -> Estimate:
         params, where = self.model.user(self.em.params), self.model.structure.reported
         return Estimate(params, self.cov.of_bounded, where, self.cov.bounded is not None, self.cov.moments)
-
-
-def _proportion_table(frame: pd.DataFrame, alpha: float) -> Table:
-    """Mean gate probabilities and their limits, of `MEMoEResults.proportions`, as a table of the summary."""
-    return Table(
-        key="proportions",
-        title="Expert proportions (mean gate probability)",
-        columns=("Estimate", "Std. Err.", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
-        index=tuple(f"expert {k + 1}" for k in range(len(frame))),
-        cells=tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in frame.to_numpy()),
-        formats=("num", "num", "num", "num"),
-    )
 
 
 def _check_scale(response: ResponseModel, wanted: Wanted) -> None:

@@ -242,6 +242,10 @@ class Thresholds:
                 return f"thresholds {', '.join(f'{c:g}' for c in cuts)} of expert {k}; they must increase"
         return None
 
+    def reports_steps(self, n_experts: int) -> bool:
+        """Whether the reported values of an expert are steps between thresholds, not the thresholds."""
+        return not self._alike(n_experts)
+
     def _alike(self, n_experts: int) -> bool:
         return n_experts == 1 or self.own_location == self.own_steps
 

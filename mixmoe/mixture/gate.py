@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray
 from mixmoe.errors import ArgumentError
 from mixmoe.numerics.linalg import log_softmax, logsumexp
 
@@ -131,6 +131,57 @@ def _bound_direction(W: Array, score: Array, weights: Array) -> Array:
     # The bound (I - 11'/K)/2 x W'W does not depend on the coefficients, and is a Kronecker product: two small solves.
     gram = (W * weights[:, None]).T @ W
     return np.linalg.solve(simplex, np.swapaxes(np.linalg.solve(gram, np.swapaxes(score, 1, 2)), 1, 2))
+
+
+_NO_INFORMATION = 1e-6  # per unit, in a direction of orthonormal columns
+
+
+_NONE = 1e-3  # a probability below this is zero in the limit, where a direction to infinity moves it
+
+
+_MOVED = 1e-6  # of the largest, a change along a direction to infinity
+
+
+@dataclass(frozen=True, slots=True)
+class GateDirections:
+    """Directions of the coefficients of a multinomial logit with orthonormal columns.
+
+    Attributes
+    ----------
+    vectors : ndarray, shape (d, d)
+        Orthonormal, one per column.
+    infinite : ndarray of bool, shape (d,)
+        Along these the columns separate the categories perfectly: the maximum lies at infinity.
+    """
+
+    vectors: Array
+    infinite: BoolArray
+
+
+def separated_directions(W: Array, gamma: Array, weights: Array | None = None) -> GateDirections:
+    """Eigenvectors of the information of a multinomial logit at coefficients (1, K - 1, m), were categories known."""
+    weights = np.ones(W.shape[0]) if weights is None else weights
+    information = gate_information(W, gate_log_probabilities(W, gamma), weights)[0]
+    values, vectors = np.linalg.eigh(information / weights.sum())
+    return GateDirections(vectors, values < _NO_INFORMATION)
+
+
+def units_without(prior: Array, W: Array, directions: Array) -> BoolArray:
+    """Which experts have no part in which units because coefficients are infinite, shape (K, N).
+
+    Parameters
+    ----------
+    prior : ndarray, shape (K, N)
+        Probabilities of the experts.
+    W : ndarray, shape (N, m)
+    directions : ndarray, shape (K - 1, m, s)
+        To infinity.
+    """
+    moves = np.einsum("nm,jmr->jnr", W, directions)  # of the log odds against expert 1
+    moves = np.concatenate([np.zeros_like(moves[:1]), moves])
+    top = moves[prior.argmax(axis=0), np.arange(W.shape[0])]  # of the expert that is the likeliest there
+    apart = np.abs(moves - top).max(axis=2)
+    return np.asarray((prior < _NONE) & (apart > _MOVED * np.abs(moves).max()))
 
 
 class GatePenalty(Protocol):

@@ -246,7 +246,11 @@ class Journal:
         """Read what is there, and check that it is of this run."""
         lines = [] if self._file is None else _complete_lines(self._file)
         self.rng = _generator(lines[0] if lines else None, rng, path)
-        header = {"mixmoe": "journal", "version": VERSION, "key": key, "seed": _seed_state(self.rng)}
+        # What makes the generators that this one will spawn.
+        seeds: Any = self.rng.bit_generator.seed_seq
+        entropy = seeds.entropy if isinstance(seeds.entropy, int) else [int(word) for word in seeds.entropy]
+        seed = {"entropy": entropy, "spawn_key": list(seeds.spawn_key), "spawned": seeds.n_children_spawned}
+        header = {"mixmoe": "journal", "version": VERSION, "key": key, "seed": seed}
         if lines:
             _check_header(lines[0], header, path)
         self._chain = fingerprint(header)
@@ -370,13 +374,6 @@ def _is_journal(header: Any) -> bool:
 
 def _no_journal(path: Any) -> ArgumentError:
     return ArgumentError(f"checkpoint {str(path)!r} is no journal of mixmoe; name another file")
-
-
-def _seed_state(rng: np.random.Generator) -> dict[str, Any]:
-    """What makes the generators that `rng` will spawn."""
-    seeds: Any = rng.bit_generator.seed_seq
-    entropy = seeds.entropy if isinstance(seeds.entropy, int) else [int(word) for word in seeds.entropy]
-    return {"entropy": entropy, "spawn_key": list(seeds.spawn_key), "spawned": seeds.n_children_spawned}
 
 
 def _generator(header: Any, rng: Any, path: PathLike | None) -> np.random.Generator:

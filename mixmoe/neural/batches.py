@@ -27,6 +27,10 @@ class Scaling:
     mean, sd : ndarray, shape (p,)
     y_mean, y_sd : float
         0 and 1 unless the response is Gaussian.
+    gate_columns : ndarray of int, shape (m,)
+        Columns of the gate's design: covariates of persons that transitions go with (CRF).
+    gate_mean, gate_sd : ndarray, shape (m,)
+        Over persons.
     """
 
     columns: IntArray
@@ -34,10 +38,22 @@ class Scaling:
     sd: Array
     y_mean: float
     y_sd: float
+    gate_columns: IntArray
+    gate_mean: Array
+    gate_sd: Array
 
     def inputs(self, expert: Array) -> Array:
         """Standardised inputs, shape (n, p)."""
         return (expert[:, self.columns] - self.mean) / self.sd
+
+    def covariates(self, gate: Array) -> Array:
+        """Standardised covariates of persons, shape (N, m)."""
+        return (gate[:, self.gate_columns] - self.gate_mean) / self.gate_sd
+
+    def rows(self, design: Design) -> Array:
+        """What the network sees of each row, shape (n, p + m): inputs, and behind them the person's covariates."""
+        inputs = self.inputs(design.expert)
+        return np.hstack([inputs, self.covariates(design.gate)[design.codes]]) if len(self.gate_columns) else inputs
 
     def response(self, y: NDArray) -> NDArray:
         """Standardised response; codes of categories stay as they are."""
@@ -50,10 +66,14 @@ def build_scaling(design: Design, family: Family) -> Scaling:
     x = design.expert[:, columns]
     sd = x.std(axis=0, ddof=1) if design.n > 1 else np.ones(x.shape[1])
     sd = np.where(sd > 0, sd, 1.0)
+    of_gate = np.array([k for k, name in enumerate(design.names.gate) if name != "Intercept"], dtype=np.intp)
+    w = design.gate[:, of_gate]
+    spread = w.std(axis=0, ddof=1) if design.n_units > 1 else np.ones(w.shape[1])
+    gate = (of_gate, w.mean(axis=0), np.where(spread > 0, spread, 1.0))
     if family != "gaussian" or design.response is None:
-        return Scaling(columns, x.mean(axis=0), sd, 0.0, 1.0)
+        return Scaling(columns, x.mean(axis=0), sd, 0.0, 1.0, *gate)
     y = design.response
-    return Scaling(columns, x.mean(axis=0), sd, float(y.mean()), float(y.std(ddof=1)))
+    return Scaling(columns, x.mean(axis=0), sd, float(y.mean()), float(y.std(ddof=1)), *gate)
 
 
 def named_inputs(
@@ -127,7 +147,7 @@ def blocks_of(
     y = np.zeros(design.n, dtype=kind) if design.response is None else design.response.astype(kind)
     if family == "gaussian" and design.response is not None:
         y = scaling.response(y)
-    x = scaling.inputs(design.expert)
+    x = scaling.rows(design)
     mine, known = (None if values is None else values[rows] for values in (levels, given))
     return build_blocks(
         x[rows], y[rows], members[rows], n_members, persons=owner, levels=mine, given=known, device=device

@@ -1,5 +1,6 @@
 """Variance components and coefficients of a fitted network as named parameters with a covariance, and their number."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,6 @@ from mixmoe._typing import Array
 from mixmoe.mixture.estimate import Parameter, ParamLayout
 from mixmoe.neural.batches import Scaling
 from mixmoe.neural.blocks import Tensor, to_array, torch
-from mixmoe.neural.crf import centred
 from mixmoe.neural.estimators.last_layer import (
     each_factor,
     factors_of,
@@ -37,8 +37,8 @@ from mixmoe.neural.marginal_likelihood import (
     random_map,
     random_parameters,
 )
-from mixmoe.neural.network import TensorSpec
-from mixmoe.neural.person_predictions import to_state, uncertainty
+from mixmoe.neural.network import CHAIN, TensorSpec
+from mixmoe.neural.person_predictions import MAX_CHAIN, chain_information, ridged_inverse, to_state
 from mixmoe.neural.posterior import marginal_information, variance_information
 
 BOUND = 1.0 - 1e-6  # correlations beyond are one
@@ -69,7 +69,12 @@ def is_linear(problem: Problem) -> bool:
 
 
 def build_layout(
-    problem: Problem, scaling: Scaling, names: tuple[str, ...], group: str, levels: tuple[str, ...]
+    problem: Problem,
+    scaling: Scaling,
+    names: tuple[str, ...],
+    group: str,
+    levels: tuple[str, ...],
+    gate: tuple[str, ...] = (),
 ) -> ParamLayout:
     """Names of the reported parameters, those of a mixed model without experts.
 
@@ -87,6 +92,8 @@ def build_layout(
         Column of the persons.
     levels : tuple of str
         Of the response; none if it is a number.
+    gate : tuple of str
+        Covariates of persons that transitions go with (CRF).
     """
     parameters, groups = [], (group, *(grouping.name for grouping in problem.further))
     if is_linear(problem):
@@ -98,11 +105,9 @@ def build_layout(
             parameters += [correlation(mine[i], mine[j], of) for i, j in pairs]
     else:
         states = levels if problem.family == "crf" else ()
-        parameters += [
-            Parameter(f"transition({a},{b})", "other", f"transition({a},{b})", tested=False)
-            for a in states
-            for b in states
-        ]
+        for of in ("", *(f":{name}" for name in gate)):
+            cells = [f"transition({a},{b}){of}" for a in states for b in states]
+            parameters += [Parameter(cell, "other", cell, tested=False) for cell in cells]
         if is_regression(problem):
             parameters += coefficient_parameters(problem, names, levels)
             parameters += random_parameters(problem, names, levels, group)
@@ -274,7 +279,7 @@ def membership(problem: Problem) -> Tensor:
 
 def laplace_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> Estimates:
     """Parameters of a fit by the linearised model."""
-    transitions, moved = population_transitions(problem, fit, errors)
+    transitions, moved = population_transitions(problem, fit, scaling, errors)
     values, blocks = [transitions], [moved]
     P = problem.network.n_parameters
     whole = marginal_covariance(problem, fit) if errors and is_marginal(problem) else None
@@ -408,18 +413,30 @@ def add_residual(info: Tensor, s: Tensor, H: Tensor, M: Tensor, sigma2: float, g
     info[-1, -1] += 0.5 * trace / sigma2**2
 
 
-def population_transitions(problem: Problem, fit: Trained, errors: bool) -> tuple[Array, Array]:
-    """Centred population transition scores (C*C,) and their covariance, NaN where there is none."""
+def population_transitions(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> tuple[Array, Array]:
+    """Centred transition scores where covariates are zero, and what a unit of each of these adds to them.
+
+    Shape (C*C * (1 + m),), with their covariance, NaN where there is none.
+    """
     if problem.family != "crf":
         return np.empty(0), np.empty((0, 0))
-    C = problem.network.n_out
-    scores = problem.tensor(fit.theta[-C * C :].reshape(C, C))
-    values = to_array(centred(scores)).reshape(-1)
-    covered = uncertainty(problem, fit).population if errors else None
-    if covered is None:
-        return values, np.full((C * C, C * C), np.nan)
-    project = to_array(centred(problem.tensor(np.eye(C * C).reshape(C * C, C, C)))).reshape(C * C, C * C)
-    return values, project @ to_array(covered[-C * C :, -C * C :]) @ project
+    C2, m = problem.network.n_out**2, len(scaling.gate_columns)
+    # From (shifts, scores), standardised, to (scores, shifts) on the scale of the covariates.
+    onto = np.zeros((1 + m, m + 1))
+    onto[0, m], onto[0, :m] = 1.0, -scaling.gate_mean / scaling.gate_sd
+    onto[1:, :m] = np.diag(1.0 / scaling.gate_sd)
+    to_user = np.kron(onto, np.eye(C2) - 1.0 / C2)  # a constant added to all scores changes nothing
+    values = to_user @ fit.theta[-(1 + m) * C2 :]
+    if not errors or problem.network.n_parameters > MAX_CHAIN:
+        return values, np.full((len(values), len(values)), np.nan)
+    with torch.no_grad():
+        information = chain_information(problem, to_state(problem, fit)).population
+    if is_regression(problem):  # what no sequence tells is left out of the values, and need not be held by a prior
+        whole = np.linalg.pinv(to_array(information), rcond=1e-10, hermitian=True)
+    else:
+        whole = to_array(ridged_inverse(information))
+    tail = whole[-(1 + m) * C2 :, -(1 + m) * C2 :]
+    return values, to_user @ tail @ to_user.T
 
 
 def free_parameters(problem: Problem) -> int:
@@ -433,14 +450,15 @@ def shared_parameters(problem: Problem) -> int:
 
     Notes
     -----
-    A CRF stays the same if a constant is added to all transition scores, or the same weights to the scores of all
-    states: one direction of the transitions and one per input of the last layer and its bias. The last layer of a
-    network of one's own is not known, so that nothing but the constant is left out there.
+    A CRF stays the same if a constant is added to all transition scores, or to all that a covariate adds to them, or
+    the same weights to the scores of all states: one direction of each of these, and one per input of the last layer
+    and its bias. The last layer of a network of one's own is not known, so that nothing but the constants is left out.
     """
     network = problem.network
     if problem.family != "crf":
         return network.n_parameters
-    return network.n_parameters - 1 - (network.width + 1 if network.module is None else 0)
+    lost = sum(math.prod(spec.shape[:-2]) for spec in network.tensors if spec.name in CHAIN)
+    return network.n_parameters - lost - (network.width + 1 if network.module is None else 0)
 
 
 def covariance_parameters(problem: Problem) -> int:

@@ -30,7 +30,7 @@ from mixmoe.neural.estimators.state import (
 )
 from mixmoe.neural.estimators.trained import Problem, Trained, block_outputs
 from mixmoe.neural.groupings import joint_of
-from mixmoe.neural.network import forward, view_tensors
+from mixmoe.neural.network import forward, transition_scores, view_tensors
 from mixmoe.neural.person_predictions import Uncertainty, gather, to_state
 from mixmoe.neural.persons import Persons, category_names, known_means, parameter_names, persons_of, unknown_means
 from mixmoe.neural.posterior import full_logits, mean_outputs, posterior_covariance, root_of
@@ -215,7 +215,7 @@ def draw_block(problem: Problem, block: Block, state: State, eta: Tensor | None,
     scores = outputs if problem.family == "crf" else full_logits(outputs)
     noise = problem.tensor(rng.gumbel(size=tuple(scores.shape)))
     if problem.family == "crf":
-        return sample_states(scores, tensors[-1], block.mask, noise)
+        return sample_states(scores, transition_scores(problem.network, tensors, block.x), block.mask, noise)
     return (scores + noise).argmax(-1)
 
 

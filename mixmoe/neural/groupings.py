@@ -543,12 +543,18 @@ def level_covariances(problem: Problem, fit: Trained, joint: Joint, grouping: in
     return C[:, mine, mine] * scale * scale.unsqueeze(-1)
 
 
-def level_errors(problem: Problem, fit: Trained, z: Sequence[Array]) -> list[Array]:
-    """Posterior standard deviations of the effects of all groupings, shape (N_g, q_g) each."""
+def level_errors(problem: Problem, fit: Trained, z: Sequence[Array], onto: Sequence[Array]) -> list[Array]:
+    """Posterior standard deviations of the reported effects of all groupings, shape (N_g, R_g) each.
+
+    Parameters
+    ----------
+    onto : sequence of ndarray, shape (R_g, q_g)
+        From effects on the standardised parameters to those that are reported.
+    """
     out, joint = [], spread_of(problem, fit, z, population=False).joint
     for g, loading in enumerate([fit.loading, *(mine.loading for mine in fit.further)]):
         C = to_array(level_covariances(problem, fit, joint, g))
         norms = np.linalg.norm(loading, axis=0)
-        directions = loading / np.where(norms > 0, norms, 1.0)
+        directions = onto[g] @ (loading / np.where(norms > 0, norms, 1.0))
         out.append(np.sqrt(np.maximum(np.einsum("qr,nrs,qs->nq", directions, C, directions), 0.0)))
     return out

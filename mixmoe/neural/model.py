@@ -56,6 +56,7 @@ from mixmoe.neural.network import (
 )
 from mixmoe.neural.posterior import Family
 from mixmoe.neural.refusals import (
+    check_gate,
     check_magnitudes,
     check_persons,
     check_response,
@@ -67,6 +68,23 @@ from mixmoe.neural.refusals import (
 )
 from mixmoe.neural.results import COLLAPSED, WARNINGS, NMEResults, collapsed, unconverged, unreplicated, vanished
 
+LACKS: Mapping[str, str] = {  # what a network has not, and why
+    "HasScores": "the parameters of a network are not regular; refit without the persons in question",
+    "HasGate": "a network has no gate; predict() and plot('effects') show what inputs do",
+    "HasLikelihood": "the parameters of a network are not regular, so that none can be profiled",
+    "HasErrorCovariance": "its errors have no serial correlation",
+    "cluster": "its standard errors are those of the model, with persons as the independent units, and there "
+    "is no sandwich; name in re: what is independent",
+    "weights": "each row counts once in the likelihood of a person's effects; leave out rows that shall not count",
+    "offset": "the network has outputs of its own only; subtract it from a Gaussian response, or make it an input",
+    "trials": "its responses are numbers, categories or states of single rows; give each trial a row",
+    "time": "rows of a person are ordered by the section seq:",
+    "HasExperts": "a network has no experts that persons could belong to; compare networks on held-out rows "
+    "with mixmoe.select",
+    "HasTerms": "the weights of hidden layers are no coefficients of terms; plot('effects') shows inputs",
+    "HasNewLikelihood": "the likelihood of new rows is not computed; validate() and mixmoe.select have "
+    "the error on held-out rows",
+}
 WIDTHS = (10,)  # of the hidden layers
 
 
@@ -101,8 +119,10 @@ class NME:
         a linear network with a Gaussian response ``last[1, x1]`` for the intercept and the slopes of some inputs only,
         and in any ``last[1]`` for its intercept. Several groupings are brackets joined by ``+``, ``(last | person) +
         (last[1] | culture)``, and ``(last[1] | person / site)`` are those of persons and of sites within persons.
-        ``seq: day`` orders rows within a person, ``seq: day / session`` separates sequences. The network always has
-        biases, so the intercept of the formula is implied. Inputs are standardised inside the fit.
+        ``gate: age`` names covariates of persons that the transitions of a CRF go with, see
+        `NMEResults.transition_tests`. ``seq: day`` orders rows within a person, ``seq: day / session`` separates
+        sequences. The network always has biases, so the intercept of the formula is implied. Inputs are standardised
+        inside the fit.
     data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
     hidden : tuple of int, optional
         Widths of the hidden layers; ``()`` for a linear model. Default: ``(10,)``.
@@ -136,9 +156,10 @@ class NME:
     -----
     Maximum likelihood. Several grouping factors, crossed or nested, are for effects on the last layer of a Gaussian
     response, whose likelihood is exact, and a linear network is lme4's model; the units, which BIC and held-out rows
-    count by, are the levels of the column that has most. Below effects on the last layer of a Gaussian response hidden
-    layers have a standard normal prior, and without effects all layers of a network with hidden ones, unless `fit` is
-    given a ``weight_decay``; the log-likelihood printed is that at such estimates, without the prior. A linear network
+    count by, are the levels of the column that has most. In a network with hidden layers and effects on the last one
+    of a Gaussian response the weights of hidden layers and the loadings of the effects have a standard normal prior,
+    without effects all weights of a network with hidden layers, unless `fit` is given a ``weight_decay``; the
+    log-likelihood printed is that at such estimates, without the prior. A linear network
     of categories (not of a CRF) with at most six personal parameters ends at the maximum of the marginal likelihood, by
     adaptive quadrature; other categories with person effects are fitted by penalised likelihood, whose coefficients are
     smaller. With a variance per parameter (``"diagonal"``, or the double bar in ``re:``) the effects of a linear
@@ -169,25 +190,7 @@ class NME:
         effects=r"first|last(\[.*\])?|all|bias|transitions|layer\[\d+\]|layer\d+(\.\w+)?",
         effects_hint="person-specific layers belong to networks: give hidden=, such as hidden=(10,), or network=",
         packages=("torch",),
-        lacks={
-            "HasScores": "the parameters of a network are not regular; refit without the persons in question",
-            "HasGate": "a network has no gate; predict() and plot('effects') show what inputs do",
-            "HasLikelihood": "the parameters of a network are not regular, so that none can be profiled",
-            "HasErrorCovariance": "its errors have no serial correlation",
-            "cluster": "its standard errors are those of the model, with persons as the independent units, and there "
-            "is no sandwich; name in re: what is independent",
-            "weights": "each row counts once in the likelihood of a person's effects; leave out rows that shall not "
-            "count",
-            "offset": "the network has outputs of its own only; subtract it from a Gaussian response, or make it an "
-            "input",
-            "trials": "its responses are numbers, categories or states of single rows; give each trial a row",
-            "time": "rows of a person are ordered by the section seq:",
-            "HasExperts": "a network has no experts that persons could belong to; compare networks on held-out rows "
-            "with mixmoe.select",
-            "HasTerms": "the weights of hidden layers are no coefficients of terms; plot('effects') shows inputs",
-            "HasNewLikelihood": "the likelihood of new rows is not computed; validate() and mixmoe.select have "
-            "the error on held-out rows",
-        },
+        lacks=LACKS,
     )
     n_experts = None
 
@@ -223,6 +226,7 @@ class NME:
             partial_response=self.family == "crf",
         )
         check_response(self.design, self.family)
+        check_gate(self.design, self.family)
         check_magnitudes(self.design, self.family)
         self.levels: tuple[Levels, ...] = levels_of(self.design)
         self.scaling: Scaling = build_scaling(self.design, self.family)
@@ -260,7 +264,12 @@ class NME:
         check_crossed(self.problem)
         levels = tuple(str(v) for v in self.design.response_levels or ())
         self.layout: ParamLayout = build_layout(
-            self.problem, self.scaling, self.design.names.expert, self.design.names.group or "row", levels
+            self.problem,
+            self.scaling,
+            self.design.names.expert,
+            self.design.names.group or "row",
+            levels,
+            tuple(self.design.names.gate[k] for k in self.scaling.gate_columns),
         )
         self.settings: Mapping[str, Any] = {
             "hidden": None if network is not None else list(widths),
@@ -314,10 +323,10 @@ class NME:
             Weight of the penalty on the effects of ``"sgd"`` (lambda of the paper); 1. ``"laplace"``, where it is 1 by
             the model, does not use it and warns likewise.
         weight_decay : float, optional
-            Ridge penalty on the network's parameters, per row. By default none, but that hidden layers have a standard
-            normal prior below effects on the last layer of a Gaussian response, and all layers where there are hidden
-            ones and no effects (``"laplace"``): with few rows plain likelihood has no maximum there, or one that
-            predicts badly; 0 for plain likelihood.
+            Ridge penalty on the network's parameters, per row. By default none, but that hidden layers below effects on
+            the last layer of a Gaussian response, and the loadings of these effects, have a standard normal prior, and
+            all layers where there are hidden ones and no effects (``"laplace"``): with few rows plain likelihood has no
+            maximum there, or one that predicts badly; 0 for plain likelihood.
         batch_size : int, optional
             Persons per step; default: all. Batches are drawn once and visited in random order each epoch. Not for the
             exact likelihood of effects on the last layer, which needs everyone at each step.
@@ -552,8 +561,8 @@ def architecture(
     if not n_in and (hidden or module is not None):
         what = f"a network with hidden={hidden}" if module is None else f"network {type(module).__name__}"
         raise ArgumentError(f"{what} needs inputs, but the formula has none; add terms, or use hidden=()")
-    n_states = levels if family == "crf" else 0
+    n_states, n_shifts = levels if family == "crf" else 0, len(scaling.gate_columns)
     if module is not None:
         check_module(module)
-        return wrap_module(deepcopy(module).double(), n_in, n_out, n_states, scaling.inputs(design.expert))
-    return build_network(n_in, n_out, hidden, activation, n_states)
+        return wrap_module(deepcopy(module).double(), n_in, n_out, n_states, scaling.inputs(design.expert), n_shifts)
+    return build_network(n_in, n_out, hidden, activation, n_states, n_shifts)

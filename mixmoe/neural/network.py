@@ -142,6 +142,9 @@ def differs(a: Tensor, b: Tensor) -> bool:
 LAST_COLUMNS = re.compile(r"last\[.*\]")  # of a linear network, by name
 
 
+CHAIN = ("shifts", "transitions")  # tensors of a CRF behind the layers: its scores, and what covariates add to them
+
+
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
 
 
@@ -152,7 +155,7 @@ class TensorSpec:
     Attributes
     ----------
     name : str
-        ``layer1.weight``, ``layer1.bias``, ..., ``transitions``, or the name in the user's module.
+        ``layer1.weight``, ``layer1.bias``, ..., ``shifts``, ``transitions``, or the name in the user's module.
     shape : tuple of int
     start : int
         Its first entry in the flat vector.
@@ -184,6 +187,7 @@ class Network:
     Attributes
     ----------
     n_in, n_out : int
+        Rows of a CRF have, behind the inputs, the covariates of the person that the transitions go with.
     hidden : tuple of int
         Widths; empty for a linear model.
     activation : str
@@ -240,8 +244,18 @@ def checked_hidden(hidden: Any) -> tuple[int, ...]:
     return tuple(int(width) for width in hidden)
 
 
-def build_network(n_in: int, n_out: int, hidden: Sequence[int], activation: str = "tanh", n_states: int = 0) -> Network:
+def chain_shapes(n_states: int, n_shifts: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Tensors of a CRF of so many states, with so many covariates of its transitions; none without states."""
+    scores = [("transitions", (n_states, n_states))] if n_states else []
+    return [*([("shifts", (n_shifts, n_states, n_states))] if n_shifts else []), *scores]
+
+
+def build_network(
+    n_in: int, n_out: int, hidden: Sequence[int], activation: str = "tanh", n_states: int = 0, n_shifts: int = 0
+) -> Network:
     """A network of the given widths; with `n_states`, a transition matrix is added to its parameters.
+
+    With `n_shifts`, so are the matrices that each of so many covariates of persons adds to it.
 
     Raises
     ------
@@ -255,13 +269,17 @@ def build_network(n_in: int, n_out: int, hidden: Sequence[int], activation: str 
     for k in range(len(widths) - 1):
         shapes.append((f"layer{k + 1}.weight", (widths[k], widths[k + 1])))
         shapes.append((f"layer{k + 1}.bias", (widths[k + 1],)))
-    if n_states:
-        shapes.append(("transitions", (n_states, n_states)))
+    shapes += chain_shapes(n_states, n_shifts)
     return Network(n_in, n_out, tuple(hidden), activation, lay_out(shapes))
 
 
 def wrap_module(
-    module: Any, n_in: int, n_out: int, n_states: int = 0, rows: NDArray[np.float64] | None = None
+    module: Any,
+    n_in: int,
+    n_out: int,
+    n_states: int = 0,
+    rows: NDArray[np.float64] | None = None,
+    n_shifts: int = 0,
 ) -> Network:
     """A user's own ``torch.nn.Module`` as a network.
 
@@ -284,8 +302,7 @@ def wrap_module(
         raise ArgumentError(f"network must map (rows, {n_in}) to (rows, {n_out}); for 3 rows it returned shape {shape}")
     drawn = np.random.default_rng(0).standard_normal((40, n_in))
     check_rows_apart(module, drawn if rows is None or not len(rows) else rows)
-    if n_states:
-        shapes.append(("transitions", (n_states, n_states)))
+    shapes += chain_shapes(n_states, n_shifts)
     network = Network(n_in, n_out, (), "", lay_out(shapes), module)
     check_mapping(network)
     return network
@@ -328,7 +345,7 @@ def initial_parameters(network: Network, rng: np.random.Generator) -> NDArray[np
         return theta
     widths = [network.n_in, *network.hidden]
     for spec in network.tensors:
-        if spec.name == "transitions":
+        if spec.name in CHAIN:
             continue
         layer = int(re.findall(r"\d+", spec.name)[0]) - 1
         bound = 1.0 / math.sqrt(max(widths[layer], 1))
@@ -374,7 +391,7 @@ class Personal:
 
 def layer_words(network: Network) -> tuple[str, ...]:
     """Names that may stand left of the bar in ``re:``."""
-    names = [spec.name for spec in network.tensors]
+    names = [spec.name for spec in network.tensors if spec.name != "shifts"]
     if network.module is not None:
         own = [f"layer[{k + 1}]" for k in range(len(own_layers(network)))]
         return tuple(dict.fromkeys(("first", "last", "all", "bias", *own, *names)))
@@ -385,7 +402,7 @@ def layer_words(network: Network) -> tuple[str, ...]:
 
 def match_layer(network: Network, word: str) -> set[str]:
     """Names of the tensors that one word stands for; empty if none."""
-    names = [spec.name for spec in network.tensors]
+    names = [spec.name for spec in network.tensors if spec.name != "shifts"]
     own = [name for name in names if name != "transitions"]
     if network.module is not None:
         pattern = re.compile(re.escape(word).replace(r"\*", ".*") + r"(\..*)?")
@@ -407,7 +424,7 @@ def own_layers(network: Network) -> list[set[str]]:
     """Tensors of a user's module by the part that holds them, in the order in which the module registers these."""
     layers: dict[str, set[str]] = {}
     for spec in network.tensors:
-        if spec.name != "transitions":
+        if spec.name not in CHAIN:
             layers.setdefault(spec.name.rpartition(".")[0], set()).add(spec.name)
     return list(layers.values())
 
@@ -562,7 +579,7 @@ def as_row(bias: Tensor) -> Tensor:
 
 def hidden_features(network: Network, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
     """Inputs of the last layer, shape (B, T, h)."""
-    h = x
+    h = x[..., : network.n_in]
     for k in range(network.depth - 1):
         h = activate(network.activation, h @ tensors[2 * k] + as_row(tensors[2 * k + 1]))
     return h
@@ -608,8 +625,23 @@ def module_call(network: Network) -> Callable[..., Tensor]:
 
 
 def own_tensors(network: Network, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that the network itself uses: all but the transition matrix."""
-    return [t for t, spec in zip(tensors, network.tensors, strict=True) if spec.name != "transitions"]
+    """The tensors that the network itself uses: all but those of a chain."""
+    return [t for t, spec in zip(tensors, network.tensors, strict=True) if spec.name not in CHAIN]
+
+
+def transition_scores(network: Network, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Transition scores of the sequences of a block (CRF): shared (C, C), or by sequence (B, C, C).
+
+    Parameters
+    ----------
+    tensors : list of Tensor
+        From `view_tensors`.
+    x : Tensor, shape (B, T, p + m)
+        Behind the inputs the covariates of the person, the same in all rows of a sequence.
+    """
+    if x.shape[-1] == network.n_in:
+        return tensors[-1]
+    return tensors[-1] + torch.einsum("bm,mcd->bcd", x[:, 0, network.n_in :], tensors[-2])
 
 
 def forward_module(network: Network, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
@@ -617,7 +649,8 @@ def forward_module(network: Network, tensors: Sequence[Tensor], x: Tensor) -> Te
     own = own_tensors(network, tensors)
     shared = [tuple(t.shape) == spec.shape for t, spec in zip(own, network.tensors, strict=False)]
     dims = [None if is_shared else 0 for is_shared in shared]
-    return torch.func.vmap(module_call(network), in_dims=(dims, 0), randomness="error")(own, x)
+    rows = x[..., : network.n_in]
+    return torch.func.vmap(module_call(network), in_dims=(dims, 0), randomness="error")(own, rows)
 
 
 def slope(activation: str, before: Tensor) -> Tensor:
@@ -641,7 +674,7 @@ def jacobian(network: Network, personal: Personal, tensors: Sequence[Tensor], x:
     """
     if network.module is not None:
         return jacobian_module(network, personal, tensors, x)
-    inputs, before = [x], []
+    inputs, before = [x[..., : network.n_in]], []
     for k in range(network.depth - 1):
         before.append(inputs[-1] @ tensors[2 * k] + as_row(tensors[2 * k + 1]))
         inputs.append(activate(network.activation, before[-1]))
@@ -659,7 +692,7 @@ def personal_jacobian(
 ) -> Tensor:
     """Derivatives of one output in the personal parameters, shape (B, T, q)."""
     names = {spec.name for spec in personal.tensors}
-    lowest = min((int(re.findall(r"\d+", name)[0]) for name in names if name != "transitions"), default=network.depth)
+    lowest = min((int(re.findall(r"\d+", name)[0]) for name in names if name not in CHAIN), default=network.depth)
     B, T = inputs[0].shape[:2]
     delta = torch.zeros(B, T, network.n_out, dtype=inputs[0].dtype, device=inputs[0].device)
     delta[:, :, output] = 1.0
@@ -670,8 +703,10 @@ def personal_jacobian(
             pieces[f"layer{k + 1}.weight"] = (inputs[k].unsqueeze(-1) * delta.unsqueeze(-2)).flatten(2)
         if k > lowest - 1:
             delta = (delta @ tensors[2 * k].transpose(-1, -2)) * slope(network.activation, before[k - 1])
-    zeros = torch.zeros(B, T, network.n_out**2, dtype=delta.dtype, device=delta.device)
-    found = torch.cat([*(pieces.get(spec.name, zeros) for spec in personal.tensors), zeros[..., :0]], dim=-1)
+    for spec in personal.tensors:  # emissions do not depend on the tensors of a chain
+        if spec.name in CHAIN:
+            pieces[spec.name] = delta.new_zeros(B, T, math.prod(spec.shape))
+    found = torch.cat([*(pieces[spec.name] for spec in personal.tensors), delta[..., :0]], dim=-1)
     if found.shape[-1] == personal.q:
         return found
     starts = np.cumsum([0, *(math.prod(spec.shape) for spec in personal.tensors)])
@@ -685,7 +720,7 @@ def jacobian_module(network: Network, personal: Personal, tensors: Sequence[Tens
     """Derivatives of a user's module in the personal tensors, mapped over rows and persons."""
     call = module_call(network)
     own = own_tensors(network, tensors)
-    moves = [spec for spec in personal.tensors if spec.name == "transitions"]
+    moves = [spec for spec in personal.tensors if spec.name in CHAIN]
     zeros = x.new_zeros(*x.shape[:2], network.n_out, sum(math.prod(spec.shape) for spec in moves))
     if len(moves) == len(personal.tensors):
         return zeros
@@ -701,5 +736,5 @@ def jacobian_module(network: Network, personal: Personal, tensors: Sequence[Tens
     over_rows = torch.func.vmap(torch.func.jacrev(row_outputs), in_dims=(None, None, 0))
     mine = [own[k] if not shared[k] else own[k].expand(x.shape[0], *own[k].shape) for k in places]
     dims = [None if is_shared else 0 for is_shared in shared]
-    pieces = torch.func.vmap(over_rows, in_dims=([0] * len(places), dims, 0))(mine, own, x)
+    pieces = torch.func.vmap(over_rows, in_dims=([0] * len(places), dims, 0))(mine, own, x[..., : network.n_in])
     return torch.cat([*(piece.flatten(3) for piece in pieces), zeros], dim=-1)

@@ -19,7 +19,7 @@ from mixmoe.neural.estimators.state import (
     settle_effects,
 )
 from mixmoe.neural.estimators.trained import Problem, Trained
-from mixmoe.neural.network import forward, jacobian, personal_tensors, view_tensors
+from mixmoe.neural.network import CHAIN, forward, jacobian, personal_tensors, transition_scores, view_tensors
 from mixmoe.neural.posterior import curvature_root, mean_outputs, posterior_covariance
 
 N_DRAWS = 512
@@ -189,8 +189,23 @@ def chain_information(problem: Problem, state: State) -> ChainInformation:
         for block in pieces(problem, whole, P * problem.network.n_out**2):
             tensors = view_tensors(problem.network, problem.personal, state.theta, eta[block.persons])
             outputs = forward(problem.network, tensors, block.x)
-            slopes = whole_jacobian(problem, block, state)[..., : P - problem.network.n_out**2]
-            H = effect_information(outputs, tensors[-1], slopes, block.mask, True, block.y)
+            scores = transition_scores(problem.network, tensors, block.x)
+            first, C2 = min(t.start for t in problem.network.tensors if t.name in CHAIN), problem.network.n_out**2
+            slopes = whole_jacobian(problem, block, state)[..., :first]
+            H = effect_information(outputs, scores, slopes, block.mask, True, block.y)
+            if first < P - C2:  # what a covariate adds moves the scores of her sequences by as much as it is
+                each = block.x[:, 0, problem.network.n_in :]
+                eye = torch.eye(C2, dtype=H.dtype, device=H.device)
+                onto = torch.einsum("bm,cd->bcmd", each, eye).flatten(2)  # (B, C2, m C2)
+                onto = torch.cat([onto, eye.expand(len(each), -1, -1)], dim=-1)
+                top = H[:, :first, first:] @ onto
+                H = torch.cat(
+                    [
+                        torch.cat([H[:, :first, :first], top], dim=-1),
+                        torch.cat([top.mT, onto.mT @ H[:, first:, first:] @ onto], dim=-1),
+                    ],
+                    dim=-2,
+                )
             rows = H[:, index]
             total += H.sum(0)
             cross.index_add_(0, block.persons, rows if state.loading is None else directions(state.loading).T @ rows)
@@ -448,7 +463,7 @@ def block_means(problem: Problem, block: Block, tensors: list[Tensor]) -> Tensor
     """Means on the response scale; marginal state probabilities for a CRF."""
     outputs = forward(problem.network, tensors, block.x)
     if problem.family == "crf":
-        return marginals(outputs, tensors[-1], block.mask)
+        return marginals(outputs, transition_scores(problem.network, tensors, block.x), block.mask)
     return mean_outputs(problem.family, outputs)
 
 
@@ -479,7 +494,8 @@ def crf_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, *, states
             outputs = forward(problem.network, tensors, block.x)
             outputs = clamped(outputs, block.y) if given else outputs
             found = decode if states else marginals
-            parts.append((block, found(outputs, tensors[-1], block.mask)))
+            scores = transition_scores(problem.network, tensors, block.x)
+            parts.append((block, found(outputs, scores, block.mask)))
     return gather(blocks, parts)
 
 

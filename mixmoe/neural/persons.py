@@ -16,6 +16,7 @@ from mixmoe.design.frame import places_of, view
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.neural.batches import Scaling, blocks_of
 from mixmoe.neural.blocks import Blocks, Tensor, build_blocks, to_array
+from mixmoe.neural.components import is_linear, linear_map, random_names
 from mixmoe.neural.estimators.last_layer import is_exact
 from mixmoe.neural.estimators.trained import Problem, Trained, parts_of
 from mixmoe.neural.groupings import (
@@ -29,7 +30,15 @@ from mixmoe.neural.groupings import (
     spread_of,
     strangers,
 )
-from mixmoe.neural.marginal_likelihood import is_marginal, posterior_means
+from mixmoe.neural.marginal_likelihood import (
+    is_marginal,
+    is_regression,
+    linear_names,
+    outcome_names,
+    posterior_means,
+    random_map,
+    random_rows,
+)
 from mixmoe.neural.person_predictions import (
     N_DRAWS,
     Components,
@@ -116,21 +125,26 @@ class Persons:
         )
 
     def effects(self) -> pd.DataFrame:
-        """Effects on the personal parameters, standardised scale, one row per person.
+        """Effects on the personal parameters, one row per person.
 
-        With several groupings one row per level of each, by grouping and label, and NaN where a grouping has none.
+        Of a linear network those on its coefficients, on the user's scale, by the names in the summary; of others on
+        single weights, inputs and response being standardised. With several groupings one row per level of each, by
+        grouping and label, and NaN where a grouping has none.
         """
+        loadings = [self.trained.loading, *(g.loading for g in self.trained.further)]
+        parts = [z @ L.T @ mine.onto.T for z, L, mine in zip(self.z_of_all, loadings, self.reported, strict=True)]
+        if self.levels:
+            return self._by_grouping(parts)
         index = pd.Index(self.labels, name=self.design.names.group)
-        mine = pd.DataFrame(self.z @ self.trained.loading.T, index=index, columns=parameter_names(self.problem))
-        theirs = [z @ g.loading.T for z, g in zip(self.others, self.trained.further, strict=True)]
-        return mine if not theirs else self._by_grouping([mine.to_numpy(), *theirs])
+        return pd.DataFrame(parts[0], index=index, columns=self.reported[0].names)
 
     def effect_errors(self, covered: Uncertainty | None = None) -> pd.DataFrame:
         """Posterior standard deviations of the effects."""
         if self.levels:
-            return self._by_grouping(level_errors(self.problem, self.trained, self.z_of_all))
+            onto = [mine.onto for mine in self.reported]
+            return self._by_grouping(level_errors(self.problem, self.trained, self.z_of_all, onto))
         C = to_array(self.uncertainty(covered).effects)
-        loading = self.directions
+        loading = self.reported[0].onto @ self.directions
         variance = np.einsum("qr,nrs,qs->nq", loading, C, loading)
         return self.effects() * 0.0 + np.sqrt(np.maximum(variance, 0.0))
 
@@ -139,10 +153,17 @@ class Persons:
         names = [str(self.design.names.group), *(known.term.name for known in self.levels)]
         labels = [self.labels, *(known.labels for known in self.levels)]
         frames = [
-            pd.DataFrame(mine, index=pd.Index(of, dtype=object), columns=parameter_names(part))
-            for mine, of, part in zip(values, labels, parts_of(self.problem), strict=True)
+            pd.DataFrame(mine, index=pd.Index(of, dtype=object), columns=shown.names)
+            for mine, of, shown in zip(values, labels, self.reported, strict=True)
         ]
         return pd.concat(frames, keys=names, names=["grouping", "level"])
+
+    @property
+    def reported(self) -> tuple["Reported", ...]:
+        """How the effects of each grouping are reported."""
+        levels = tuple(str(level) for level in self.design.response_levels or ())
+        parts = parts_of(self.problem)
+        return tuple(reported_effects(part, self.scaling, self.design.names.expert, levels) for part in parts)
 
     @property
     def z_of_all(self) -> tuple[Array, ...]:
@@ -199,6 +220,36 @@ def parameter_names(problem: Problem) -> list[str]:
         places = [every[k] for k in problem.personal.places(spec)]
         names += [f"{spec.name}[{','.join(str(i + 1) for i in place)}]" for place in places]
     return names
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """How effects are reported.
+
+    Attributes
+    ----------
+    names : list of str
+    onto : ndarray, shape (R, q)
+        From effects on the standardised parameters.
+    """
+
+    names: list[str]
+    onto: Array
+
+
+def reported_effects(problem: Problem, scaling: Scaling, names: tuple[str, ...], levels: tuple[str, ...]) -> Reported:
+    """Effects on coefficients, of a linear network, or on single parameters."""
+    if is_linear(problem):
+        return Reported(random_names(problem, linear_names(names)), linear_map(problem, scaling))
+    single = parameter_names(problem)
+    if not is_regression(problem) or not problem.personal.q:
+        return Reported(single, np.eye(len(single)))
+    onto, chosen = random_map(problem, scaling), random_rows(problem, problem.network.n_in)
+    terms = outcome_names(problem, names, levels)
+    columns = problem.personal.columns("transitions")
+    moves = np.eye(problem.personal.q)[columns] if columns is not None else onto[:0]
+    cells = [f"transition({a},{b})" for a in levels for b in levels] if columns is not None else []
+    return Reported([*(terms[k] for k in chosen), *cells], np.vstack([onto, moves]))
 
 
 def persons_of(model: "NME", problem: Problem, trained: Trained) -> Persons:

@@ -32,11 +32,9 @@ def checked_formula(formula: Any) -> MoEFormula:
     parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
     if parsed.vary is not None:
         raise FormulaError("NME has no section 'vary:'; leave it out, or use VCMoE, which has", parsed.text)
-    if len(parsed.gate) != 1 or parsed.gate[0].text != "1":
-        raise FormulaError("NME has no section 'gate:'; leave it out, or use MEMoE, which has", parsed.text)
     if parsed.sigma:
         raise FormulaError("NME has no section 'sigma:'; leave it out, or use MEMoE, which has", parsed.text)
-    for part in parsed.expert:
+    for part in (*parsed.expert, *parsed.gate):
         if part.kind != "free":
             raise FormulaError(f"NME has no {part.kind}(...); write the terms without it", parsed.text)
     return parsed
@@ -114,6 +112,26 @@ def check_response(design: Design, family: Family) -> None:
         )
     if family == "crf" and design.sequence is None:
         raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
+
+
+def check_gate(design: Design, family: Family) -> None:
+    """Refuse covariates of transitions where there are none, and those that transitions cannot have.
+
+    Raises
+    ------
+    FormulaError
+    """
+    gate, text = design.formula.gate, design.formula.text
+    if len(gate) == 1 and gate[0].text == "1":
+        return
+    if family != "crf":
+        raise FormulaError(
+            "NME has a section 'gate:' for sequences of states only, where it names what transitions go with; leave it "
+            "out, or use MEMoE, which has",
+            text,
+        )
+    if "Intercept" not in design.names.gate:
+        raise FormulaError("transitions have scores of their own, so that gate: keeps its intercept; take out 0", text)
 
 
 def check_persons(design: Design, personal: Personal) -> None:

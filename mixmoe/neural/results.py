@@ -21,9 +21,11 @@ from mixmoe.errors import (
 from mixmoe.families import lacking
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.inference.wald import InvalidTest
+from mixmoe.loading import restored
 from mixmoe.mixture.estimate import EMFit, Flag, Starts, criteria
 from mixmoe.neural.blocks import to_array, torch
-from mixmoe.neural.components import free_parameters
+from mixmoe.neural.chain_covariates import covariate_tests, wald_rows
+from mixmoe.neural.components import free_parameters, is_linear, named_tensors
 from mixmoe.neural.displays import (
     Comparison,
     architecture_table,
@@ -33,7 +35,7 @@ from mixmoe.neural.displays import (
     learning_curves,
     share_table,
 )
-from mixmoe.neural.estimators.trained import LevelEffects, Problem, Trace, Trained
+from mixmoe.neural.estimators.trained import LevelEffects, Problem, Trace, Trained, parts_of
 from mixmoe.neural.fitted_rows import NetworkDiagnosis
 from mixmoe.neural.marginal_likelihood import linear_names
 from mixmoe.neural.network import forward, view_tensors
@@ -42,12 +44,15 @@ from mixmoe.neural.transitions import Transitions, build_transitions
 from mixmoe.output.predictions import IntervalOf, Kind, Scale, checked_wanted
 from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.saved import SavedFit
-from mixmoe.results import Results, restored
+from mixmoe.results import Results
 
 if TYPE_CHECKING:
     from mixmoe.neural.model import NME
 
 
+SPREAD_NOTE = (
+    "The standard deviation of a tensor is the root mean square over its entries, on standardised inputs and response."
+)
 TRANSITION_NOTE = (
     "Transition scores are centred: only differences mean something, and zero is no hypothesis; transitions.population "
     "has the probabilities."
@@ -118,9 +123,11 @@ class NMEResults(NetworkDiagnosis):
 
     @property
     def random_effects(self) -> pd.DataFrame:
-        """Effects of the persons on their parameters, on standardised inputs and response, one row per person.
+        """Effects of the persons on their parameters, one row per person.
 
-        With several groupings one row per level of each, indexed by grouping and level.
+        Of a linear network on its coefficients, on the user's scale and by their names in the summary; of others on
+        single weights, of the network of standardised inputs and response. With several groupings one row per level of
+        each, indexed by grouping and level.
         """
         return self.persons.effects()
 
@@ -228,6 +235,33 @@ class NMEResults(NetworkDiagnosis):
         """
         return adapt_persons(self.persons, data)
 
+    def transition_tests(self, *, lr: bool = True) -> pd.DataFrame:
+        """Whether transitions go with the covariates of persons that ``gate:`` names (CRF).
+
+        Parameters
+        ----------
+        lr : bool
+            Whether to fit the model without each term as well, for a likelihood-ratio test.
+
+        Returns
+        -------
+        DataFrame
+            One row per term: ``df``, ``wald`` and ``wald_pvalue``, ``lr`` and ``lr_pvalue``.
+
+        Raises
+        ------
+        ArgumentError
+            If there are no such covariates, with ``estimator="sgd"``, and for fits stopped by ``validation=``.
+
+        Notes
+        -----
+        What a covariate adds to the score of entering a state, whatever the state before, is in the test too; where it
+        is to be held apart, it is a term of the emissions as well, left of the first bar. Covariates are in the mean of
+        the transitions, before the effects of persons, so that the length of sequences, which rules how much these are
+        shrunken, plays no part; see `Transitions.association` for a test without a model.
+        """
+        return covariate_tests(self, lr)
+
     def decode(self, data: Any = None) -> pd.Series:
         """The most probable state sequence of known persons (Viterbi); of unknown ones at effects of zero.
 
@@ -255,16 +289,33 @@ class NMEResults(NetworkDiagnosis):
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """Header, architecture, parameters, shares of variance, and the comparison on held-out rows."""
-        header, *parameters = (
-            replace(table, title="Transition scores", notes=(*table.notes, TRANSITION_NOTE))
-            if table.key == "other"
-            else table
-            for table in super().tables(alpha)
-        )
+        header, *parameters = super().tables(alpha)
+        whole = [len(part.personal.places(spec)) for part in parts_of(self.problem) for spec in named_tensors(part)]
+        pooled = (SPREAD_NOTE,) if max(whole, default=0) > 1 and not is_linear(self.problem) else ()
+        more = {"other": ((TRANSITION_NOTE,), "Transition scores"), "random": (pooled, "")}
+        for k, table in enumerate(parameters):
+            notes, title = more.get(table.key, ((), ""))
+            parameters[k] = replace(table, notes=(*table.notes, *notes), title=title or table.title)
         extra = [architecture_table(self.model.estimator, self.problem, self.trained)]
+        tests = []
+        if len(self.model.scaling.gate_columns) and self.model.estimator == "laplace":
+            found = wald_rows(self)
+            rows = tuple((int(row.df), float(row.wald), float(row.wald_pvalue)) for row in found.itertuples())
+            names = tuple(str(term) for term in found.index)
+            tests = [
+                Table(
+                    "gate",
+                    "Covariates of the transitions, Wald tests",
+                    ("df", "chi2", "p"),
+                    names,
+                    rows,
+                    ("num", "num", "p"),
+                    ("transition_tests() has likelihood-ratio tests too.",),
+                )
+            ]
         share = share_table(self.problem, self.trained)
         compared = [] if self.comparison is None else [comparison_table(self.comparison, self.problem.family)]
-        return (header, *extra, *parameters, *([share] if share is not None else []), *compared)
+        return (header, *extra, *parameters, *tests, *([share] if share is not None else []), *compared)
 
     def curves(self, kind: str, **options: Any) -> tuple[Curve, ...]:
         """Curves of one kind.

@@ -63,9 +63,10 @@ class Transitions:
     Attributes
     ----------
     population : DataFrame
-        Columns ``from``, ``to``, ``probability``, ``lower``, ``upper``: next-state probabilities at average inputs.
+        Columns ``from``, ``to``, ``probability``, ``lower``, ``upper``: next-state probabilities at average inputs, and
+        at average covariates of persons where ``gate:`` names some.
     persons : DataFrame
-        The same by person.
+        The same by person, at her covariates.
     scores : ndarray, shape (N, C, C)
         Centred scores of the persons: without the constant, which no sequence can tell.
     scores_se : ndarray, shape (N, C, C)
@@ -201,12 +202,13 @@ def build_transitions(persons: "Persons", covered: Uncertainty) -> Transitions:
         base = state.theta[spec.start : spec.stop].view(C, C)
         tensors = view_tensors(problem.network, problem.personal, state.theta, None)
         average = forward(problem.network, tensors, problem.tensor(np.zeros((1, 1, problem.network.n_in))))[0, 0]
-        point = base + effect_means(persons, C)
+        point = base + shift_sums(persons, state.theta, C) + effect_means(persons, C)
         personal = persons.problem.personal.columns("transitions") is not None
         draws = None  # where nothing is uncertain that was computed: shared transitions of a large network
         if personal or covered.population is not None:
             draws = effect_draws(persons, covered, C) + population_draws(persons, covered, C)
-        own = limits(next_state(point, average), None if draws is None else next_state(base + draws, average))
+        moved = base + shift_sums(persons, state.theta, C)
+        own = limits(next_state(point, average), None if draws is None else next_state(moved + draws, average))
         whole = population_limits(base, average, covered.population)
         spread = torch.full_like(point, math.nan) if draws is None else centred(draws).std(0, correction=0)
     frame = long_frame(states, own)
@@ -238,6 +240,20 @@ def standardised_effects(persons: "Persons", covered: Uncertainty, C: int) -> Ar
     kept = roots > LITTLE * roots.max(axis=1, keepdims=True)
     scale = np.where(kept, 1.0 / np.sqrt(np.where(kept, roots, 1.0)), 0.0)
     return np.einsum("nij,nj,nkj,nk->ni", vectors, scale, vectors, to_array(state.z) @ told.T)
+
+
+def shift_sums(persons: "Persons", theta: Tensor, C: int) -> Tensor:
+    """What the covariates of the persons add to the transition scores, shape (..., N, C, C).
+
+    Parameters
+    ----------
+    theta : Tensor, shape (..., P)
+        Population parameters, or changes of them.
+    """
+    design, m = persons.history or persons.design, len(persons.scaling.gate_columns)
+    W = persons.problem.tensor(persons.scaling.covariates(design.gate))
+    each = theta[..., -(1 + m) * C * C : theta.shape[-1] - C * C].reshape(*theta.shape[:-1], m, C, C)
+    return torch.einsum("nm,...mcd->...ncd", W, each)
 
 
 def transition_loading(persons: "Persons") -> Tensor:
@@ -275,10 +291,11 @@ def population_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor
     if covered.population is None or covered.gain is None:
         return 0.0
     moved, N = parameter_draws(covered.population), len(persons.labels)
-    if not len(transition_loading(persons)):  # shared transitions are those of the population, with its uncertainty
-        return moved[:, None, -C * C :].expand(-1, N, -1).reshape(N_DRAWS, N, C, C)
-    own = moved[:, None, -C * C :] - torch.einsum("cr,nrp,dp->dnc", transition_loading(persons), covered.gain, moved)
-    return own.view(N_DRAWS, -1, C, C)
+    whole = moved[:, -C * C :].view(-1, 1, C, C) + shift_sums(persons, moved, C)
+    if not len(transition_loading(persons)):  # those of the population, with its uncertainty
+        return whole
+    taken = torch.einsum("cr,nrp,dp->dnc", transition_loading(persons), covered.gain, moved)
+    return whole - taken.view(N_DRAWS, N, C, C)
 
 
 def parameter_draws(cov: Tensor) -> Tensor:
@@ -356,7 +373,7 @@ def following_rows(
     if not used.any() or new.sequence is None:
         return None
     members = np.concatenate([before[used], new.sequence[mine]])
-    x = np.concatenate([scaling.inputs(past.expert)[used], scaling.inputs(new.expert)[mine]])
+    x = np.concatenate([scaling.rows(past)[used], scaling.rows(new)[mine]])
     y = np.concatenate([np.asarray(past.response)[used], np.full(int(mine.sum()), -1)]).astype(np.int64)
     owner = np.zeros(int(members.max()) + 1, dtype=np.intp)
     owner[new.sequence[mine]] = known[new.codes[mine]]

@@ -164,18 +164,22 @@ def semidefinite_cholesky(D: Array, tol: float = 1e-12, floor: float = 0.0) -> A
     return T
 
 
-def floored_inverse(A: Array, floor: float) -> Array:
-    """Inverse of a symmetric matrix, shape (P, P), its eigenvalues by their size and at least `floor`.
+def floored_inverse(A: Array, floor: float = 0.0, share: float = 0.0) -> Array:
+    """Inverse of a symmetric matrix, shape (P, P), its eigenvalues by their size.
 
-    Away from a maximum an information has negative eigenvalues, and a step along them still goes uphill.
+    Each counts as `floor` at least, and as this `share` of the largest. Away from a maximum an information has negative
+    eigenvalues, and a step along them still goes uphill.
     """
-    # Where all are larger, which one factorisation tells, the plain inverse is several times cheaper.
-    if lapack.dpotrf(A - floor * np.eye(len(A)), lower=True)[1] == 0:
+    # Where all are larger, which one factorisation tells, the plain inverse is several times cheaper. No eigenvalue is
+    # larger than a row sum.
+    least = max(floor, share * float(np.abs(A).sum(axis=0).max(initial=0.0)))
+    if lapack.dpotrf(A - least * np.eye(len(A)), lower=True)[1] == 0:
         half, _ = lapack.dpotrf(A, lower=True)
         inverse, _ = lapack.dpotri(half, lower=True)
         return np.asarray(np.tril(inverse) + np.tril(inverse, -1).T)
     values, vectors = np.linalg.eigh(A)
-    return np.asarray((vectors / np.maximum(np.abs(values), floor)) @ vectors.T)
+    size = np.abs(values)
+    return np.asarray((vectors / np.maximum(size, max(floor, share * size.max(initial=0.0)))) @ vectors.T)
 
 
 def orthogonal_columns(X: AnyArray, first: NDArray[np.bool_]) -> AnyArray:

@@ -1,7 +1,7 @@
 """Quasi-Newton ascents side by side, and the progress bar of long work."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -270,23 +270,6 @@ def _active(state: _State, who: NDArray[np.intp], n_units: int, control: Control
     return np.flatnonzero(~(state.converged | state.stuck))
 
 
-def _give_up(state: _State, who: NDArray[np.intp], control: Control, spurious: Spurious) -> None:
-    """End those of the starts `who` that are spurious, and those that the best other start leaves behind."""
-    undecided = np.flatnonzero(~state.judged)
-    state.spurious[undecided] = spurious(state.theta[undecided])
-    best = max(control.reached, np.where(state.spurious, -np.inf, state.loglik).max())
-    for i in who:
-        recent = state.loglik[i] - state.traces[i][-1 - _LAP]
-        state.stuck[i] |= bool(state.spurious[i] or state.loglik[i] + _HOPE * recent < best - control.behind)
-    state.judged = state.stuck | state.converged
-
-
-def _halve(state: _State, who: NDArray[np.intp]) -> None:
-    """End the lower half of those of the starts `who` that are still under way."""
-    running = who[~state.stuck[who]]
-    state.stuck[running[np.argsort(-state.loglik[running], kind="stable")][(running.size + 1) // 2 :]] = True
-
-
 def _directions(state: _State, who: NDArray[np.intp], n_units: int) -> Array:
     """Uphill directions of limited length, shape (len(who), P); a lost inverse information starts anew."""
     score = state.score[who]
@@ -385,8 +368,12 @@ def climb(
     ----------
     Nocedal & Wright (2006), Numerical Optimization, section 6.1.
     """
-    state = _begin(objective, theta, inverse_hessian, logarithmic)
     interrupted = False
+    try:
+        state = _begin(objective, theta, inverse_hessian, logarithmic)
+    except KeyboardInterrupt:  # before the first evaluation there is no point to give back, so it is made again
+        interrupted, state = True, _begin(objective, theta, inverse_hessian, logarithmic)
+        control = replace(control, max_iter=0)
     with progress_bar(theta.shape[0], "starts", control.progress) as bar:
         try:
             who = _active(state, np.arange(theta.shape[0]), n_units, control)
@@ -402,9 +389,17 @@ def climb(
                 # 2. Those that gain no more have ended; in a race also the spurious, and those far behind.
                 state.stuck[who] = ~(state.loglik[who] - before > control.min_gain)
                 if spurious is not None and lap >= _FIRST_LOOK and lap % _LAP == 0:
-                    _give_up(state, who, control, spurious)
+                    undecided = np.flatnonzero(~state.judged)
+                    state.spurious[undecided] = spurious(state.theta[undecided])
+                    best = max(control.reached, np.where(state.spurious, -np.inf, state.loglik).max())
+                    recent = state.loglik[who] - np.array([state.traces[i][-1 - _LAP] for i in who])
+                    behind = state.loglik[who] + _HOPE * recent < best - control.behind
+                    state.stuck[who] |= state.spurious[who] | behind
+                    state.judged = state.stuck | state.converged
                 if control.halve and lap % control.halve == 0:
-                    _halve(state, who)
+                    running = who[~state.stuck[who]]
+                    lower = np.argsort(-state.loglik[running], kind="stable")[(running.size + 1) // 2 :]
+                    state.stuck[running[lower]] = True
                 # 3. Those whose score is zero to the tolerance have converged.
                 who = _active(state, who, n_units, control)
                 bar.update(theta.shape[0] - who.size - bar.n)

@@ -74,8 +74,11 @@ def draw(
     if not panels:
         raise ArgumentError("there are no curves to draw, got an empty sequence")
     canvas = canvas_axes(len(panels), ax)
-    for axes, panel in zip(canvas, panels, strict=True):
-        inside = [curve for curve in curves if curve.panel == panel]
+    groups = [[curve for curve in curves if curve.panel == panel] for panel in panels]
+    # Panels of one expert each are there to be compared: they share the vertical axis and the legend.
+    owners = [{curve.expert for curve in inside} for inside in groups]
+    compared = len(panels) > 1 and max(map(len, owners)) == 1 and len(set.union(*owners) - {None}) == len(panels)
+    for axes, panel, inside in zip(canvas, panels, groups, strict=True):
         if inside[0].log:
             axes.set_yscale("log")
         experts, places = {curve.expert for curve in inside}, bool(inside[0].categories)
@@ -87,20 +90,34 @@ def draw(
             _means(axes, [marks for marks in observed if marks.expert in experts], places)
         if observed is None and ax is None and not places:
             _look_at_curves(axes, inside)
-        if axes is canvas[0]:
-            _shade_entries(axes, inside[0])
+        for entry, depth in ((inside[0].limits, 0.3), (inside[0].bands, 0.15)) if axes is canvas[0] else ():
+            if entry:  # what the shades are
+                axes.plot([], [], color=colour(None), alpha=depth, linewidth=6, label=entry)
         _dress(axes, inside, panel if len(panels) > 1 else "", crowded=observed is not None)
+    if compared:
+        limits = np.array([axes.get_ylim() for axes in canvas])
+        pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in canvas]
+        entries = {word: handle for pair in pairs for handle, word in pair}
+        for axes in canvas:
+            axes.set_ylim(limits[:, 0].min(), limits[:, 1].max())
+            if axes.get_legend() is not None:
+                axes.get_legend().remove()
+        if entries:
+            beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": "small"}
+            canvas[-1].legend(entries.values(), entries.keys(), frameon=False, **beside)
     return canvas_result(canvas, ax)
 
 
 def draw_responsibilities(
-    responsibilities: Array, ax: "Axes | None" = None, units: str = "units"
+    responsibilities: Array, experts: Sequence[str], ax: "Axes | None" = None, units: str = "units"
 ) -> "Figure | Axes | NDArray[Any]":
     """Posterior expert probabilities of all units as stacked bars, sorted by most probable expert.
 
     Parameters
     ----------
     responsibilities : ndarray, shape (N, K)
+    experts : sequence of str
+        What the legend calls them.
     ax : Axes, optional
     units : str
         What the horizontal axis counts.
@@ -119,7 +136,7 @@ def draw_responsibilities(
     edges = np.append(shown, n_units)
     for k in range(n_experts):
         low = tops[:, k - 1] if k else np.zeros(len(shown))
-        label = f"expert {k + 1} ({(modal == k).sum()})"
+        label = f"{experts[k]} ({(modal == k).sum()})"
         axes.stairs(tops[:, k], edges, baseline=low, fill=True, color=colour(k + 1), linewidth=0, label=label)
     for boundary in np.cumsum(np.bincount(modal, minlength=n_experts))[:-1]:
         axes.axvline(boundary, color="white", linewidth=1.2)
@@ -193,9 +210,8 @@ def _category_marks(axes: Any, curve: Curve) -> None:
         axes.plot(curve.x, curve.y, label=curve.label or None, zorder=1, **look)
         return
     x = curve.x + _APART * (((shade or 1) - 1) % len(COLOURS))
-    limits = None
-    if curve.lower is not None and curve.upper is not None:
-        limits = np.maximum(np.vstack([curve.y - curve.lower, curve.upper - curve.y]), 0.0)
+    ends = None if curve.lower is None or curve.upper is None else (curve.y - curve.lower, curve.upper - curve.y)
+    limits = None if ends is None else np.maximum(np.vstack(ends), 0.0)
     look = {"color": colour(shade), "linestyle": "none", "marker": "o", "markersize": 6, "elinewidth": 1.8}
     axes.errorbar(x, curve.y, yerr=limits, markeredgecolor="white", label=curve.label or None, zorder=5, **look)
     name_places(axes, curve.categories)
@@ -203,7 +219,8 @@ def _category_marks(axes: Any, curve: Curve) -> None:
 
 def name_places(axes: Any, names: Sequence[str]) -> None:
     """Names of categories below their places, aslant where they would run into one another."""
-    axes.set_xticks(range(len(names)), [_short(plain(name)) for name in names])
+    words = [plain(name) for name in names]
+    axes.set_xticks(range(len(names)), [w if len(w) <= _LONGEST else f"{w[: _LONGEST - 1]}…" for w in words])
     axes.set_xlim(-0.5, len(names) - 0.5)
     width = 72 * axes.figure.get_size_inches()[0] * axes.get_position().width
     letters = max(len(label.get_text()) for label in axes.get_xticklabels()) + 2
@@ -212,25 +229,17 @@ def name_places(axes: Any, names: Sequence[str]) -> None:
             label.set(rotation=35, ha="right", rotation_mode="anchor")
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
-
-
 def plain(text: str) -> str:
     """A label without the backticks of a formula."""
     return text.replace("`", "")
-
-
-def row_major(entries: Sequence[Any], columns: int) -> list[Any]:
-    """Entries in the order in which a legend, which fills columns, shows them row by row."""
-    return [entry for column in range(columns) for entry in entries[column::columns]]
 
 
 def legend_above(axes: Any, columns: int, **look: Any) -> Any:
     """A legend above the axes, read row by row."""
     handles, labels = axes.get_legend_handles_labels()
     columns = min(len(labels), columns)
-    pairs = row_major(list(zip(handles, labels, strict=True)), columns)
+    entries = list(zip(handles, labels, strict=True))  # a legend fills its columns one after the other
+    pairs = [entry for column in range(columns) for entry in entries[column::columns]]
     return axes.legend([h for h, _ in pairs], [text for _, text in pairs], frameon=False, ncols=columns, **look)
 
 
@@ -317,15 +326,8 @@ def _look_at_curves(axes: Any, curves: Sequence[Curve]) -> None:
 
 
 def _finite(arrays: Sequence[Array]) -> Array:
-    values = np.concatenate([np.ravel(array) for array in arrays]) if arrays else np.empty(0)
-    return np.asarray(values[np.isfinite(values)])
-
-
-def _shade_entries(axes: Any, curve: Curve) -> None:
-    """Entries of the legend for what the shades are."""
-    for entry, depth in ((curve.limits, 0.3), (curve.bands, 0.15)):
-        if entry:
-            axes.plot([], [], color=colour(None), alpha=depth, linewidth=6, label=entry)
+    values = np.concatenate([np.empty(0), *map(np.ravel, arrays)])
+    return values[np.isfinite(values)]
 
 
 def _dress(axes: Any, curves: Sequence[Curve], title: str, crowded: bool) -> None:
@@ -388,7 +390,12 @@ def draw_criteria(panels: Sequence[Elbow], ax: "Axes | Sequence[Axes] | None" = 
     finite = np.concatenate([v[np.isfinite(v)] for panel in panels for _, v in panel.values] or [np.zeros(0)])
     for axes, panel in zip(canvas, panels, strict=True):
         for i, (name, values) in enumerate(panel.values):
-            _criterion(axes, panel.experts, values, name, COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)])
+            shown, tint = np.isfinite(values), COLOURS[i % len(COLOURS)]
+            look = {"color": tint, "linestyle": DASHES[i % len(DASHES)], "marker": "o", "markersize": 4, "label": name}
+            axes.plot(panel.experts[shown], values[shown], **look)
+            if shown.any():
+                best, ring = int(np.argmin(values)), {"marker": "o", "markersize": 11, "markerfacecolor": "none"}
+                axes.plot(panel.experts[best], values[best], color=tint, **ring)
         axes.set(xlabel="experts", ylabel="criterion (smaller is better)")
         axes.set_xticks(np.unique(panel.experts))
         if finite.size:
@@ -399,14 +406,6 @@ def draw_criteria(panels: Sequence[Elbow], ax: "Axes | Sequence[Axes] | None" = 
         open_frame(axes)
         axes.legend(frameon=False, loc="best")
     return canvas_result(canvas, ax)
-
-
-def _criterion(axes: Any, experts: NDArray[np.int64], values: Array, name: str, tint: str, dash: str) -> None:
-    shown = np.isfinite(values)
-    axes.plot(experts[shown], values[shown], color=tint, linestyle=dash, marker="o", markersize=4, label=name)
-    if shown.any():
-        best = int(np.argmin(values))
-        axes.plot(experts[best], values[best], marker="o", markersize=11, markerfacecolor="none", color=tint)
 
 
 _MAX_POINTS = 4000  # of a cloud; more are thinned evenly

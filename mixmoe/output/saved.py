@@ -25,6 +25,7 @@ from mixmoe.design.transforms import require_safe
 from mixmoe.errors import ArgumentError, FormulaError, SavedFileError
 from mixmoe.inference.uncertainty import COV_TYPES, Draws, Moments, ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, Starts
+from mixmoe.output.names import NO_NAMES, Names
 
 FORMAT = "mixmoe-fit"
 VERSION = 2  # since 2 a file says what its parts are, byte by byte
@@ -92,6 +93,8 @@ class SavedFit:
         None if `data` are the user's own frame, given to `load`.
     units : DataFrame or None
         What is known of each subject of partitioned data, of which `data` are a sample.
+    shown : Names
+        What the user calls experts and terms; none in files of earlier versions.
     """
 
     family: str
@@ -105,6 +108,7 @@ class SavedFit:
     rows: SavedRows | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     units: pd.DataFrame | None = None
+    shown: Names = NO_NAMES
 
 
 def checksum(response: NDArray[Any]) -> str:
@@ -114,20 +118,18 @@ def checksum(response: NDArray[Any]) -> str:
 
 def fingerprints(frame: pd.DataFrame) -> dict[str, str]:
     """Fingerprint of each column, which tells numbers and texts apart but not types of numbers."""
-    return {str(name): _fingerprint(frame[name]) for name in frame.columns}
-
-
-def _fingerprint(values: pd.Series) -> str:
-    if pd.api.types.is_numeric_dtype(values.dtype) and not _beyond_floats(values):
-        return checksum(values.to_numpy(dtype=float, na_value=np.nan) + 0.0)  # minus zero is zero
-    return hashlib.sha256(json.dumps([str(value) for value in values.tolist()]).encode()).hexdigest()
-
-
-def _beyond_floats(values: pd.Series) -> bool:
-    """Whether a column holds whole numbers between which floats do not tell."""
-    known = values.dropna()
-    large = pd.api.types.is_integer_dtype(values.dtype) and len(known) > 0
-    return large and max(abs(int(known.min())), abs(int(known.max()))) > _EXACT
+    marks = {}
+    for name in frame.columns:
+        values, known = frame[name], frame[name].dropna()
+        # Between whole numbers of that size floats do not tell.
+        whole = pd.api.types.is_integer_dtype(values.dtype) and len(known) > 0
+        beyond = whole and max(abs(int(known.min())), abs(int(known.max()))) > _EXACT
+        if pd.api.types.is_numeric_dtype(values.dtype) and not beyond:
+            marks[str(name)] = checksum(values.to_numpy(dtype=float, na_value=np.nan) + 0.0)  # minus zero is zero
+        else:
+            texts = json.dumps([str(value) for value in values.tolist()])
+            marks[str(name)] = hashlib.sha256(texts.encode()).hexdigest()
+    return marks
 
 
 def write(path: str | os.PathLike[str], saved: SavedFit) -> None:
@@ -260,6 +262,7 @@ def _document(saved: SavedFit) -> dict[str, Any]:
         "names": list(saved.names),
         "checksum": saved.checksum,
         "columns": dict(saved.columns),
+        "shown": {"experts": list(saved.shown.experts), "terms": dict(saved.shown.terms)},
         "fit": {
             "loglik": float(fit.loglik),
             "penalty": float(fit.penalty),
@@ -300,38 +303,23 @@ def _plain(value: Any) -> Any:
 
 
 def _arrays(saved: SavedFit) -> dict[str, NDArray[Any]]:
-    fit = saved.fit
-    return {
+    fit, cov = saved.fit, saved.cov
+    arrays: dict[str, NDArray[Any]] = {
         "params": fit.params,
         "trace": fit.trace,
         "responsibilities": fit.responsibilities,
         "logliks": fit.starts.logliks,
         "ends": fit.starts.ends,
         "smoothing": fit.smoothing,
-        "cov": saved.cov.matrix,
-        **_cov_arrays(saved.cov),
+        "cov": cov.matrix,
     }
-
-
-def _cov_arrays(cov: ParamCov) -> dict[str, NDArray[Any]]:
-    """What t statistics, bootstrap limits and infinite gate coefficients need beyond the matrix."""
-    arrays: dict[str, NDArray[Any]] = {}
+    # What t statistics, bootstrap limits and infinite gate coefficients need beyond the matrix.
     if cov.moments is not None:
         arrays |= {"cov_mean": cov.moments.mean, "cov_spread": cov.moments.spread}
     if cov.draws is not None:
         arrays |= {"draws": cov.draws.values, "acceleration": cov.draws.acceleration}
     limits = {"bounded": cov.bounded, "infinite": cov.infinite}
     return arrays | {name: array for name, array in limits.items() if array is not None}
-
-
-def _with_index(frame: pd.DataFrame) -> list[tuple[str, pd.Series]]:
-    """Levels of the index, then the columns."""
-    levels = [(f"index{i}", pd.Series(frame.index.get_level_values(i))) for i in range(frame.index.nlevels)]
-    return levels + [(str(name), frame[name].reset_index(drop=True)) for name in frame.columns]
-
-
-def _json_names(frame: pd.DataFrame) -> list[str | None]:
-    return [None if name is None else str(name) for name in frame.index.names]
 
 
 def _rows_entry(rows: SavedRows | None, arrays: dict[str, NDArray[Any]]) -> dict[str, Any] | None:
@@ -362,8 +350,10 @@ def _frame_entry(frame: pd.DataFrame | None, kind: str, arrays: dict[str, NDArra
     """Description of a frame; numbers go to `arrays`."""
     if frame is None:
         return None
-    columns = [_column(f"{kind}{i}", name, values, arrays) for i, (name, values) in enumerate(_with_index(frame))]
-    return {"columns": columns, "index_names": _json_names(frame)}
+    parts = [(f"index{i}", pd.Series(frame.index.get_level_values(i))) for i in range(frame.index.nlevels)]
+    parts += [(str(name), frame[name].reset_index(drop=True)) for name in frame.columns]
+    columns = [_column(f"{kind}{i}", name, values, arrays) for i, (name, values) in enumerate(parts)]
+    return {"columns": columns, "index_names": [None if name is None else str(name) for name in frame.index.names]}
 
 
 def _column(key: str, name: str, values: pd.Series, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
@@ -480,6 +470,12 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
             raise SavedFileError(
                 f"{name} of a saved fit are numbers in {ndim} dimensions, got {array.dtype} of shape {array.shape}"
             )
+    shown = document.get("shown", {"experts": [], "terms": {}})
+    experts = tuple(str(name) for name in shown["experts"])
+    if experts and len(experts) != arrays["responsibilities"].shape[1]:
+        raise SavedFileError(
+            f"a saved fit has a name for each of its {arrays['responsibilities'].shape[1]} experts, got {len(experts)}"
+        )
     if cov["kind"] not in COV_TYPES:
         raise SavedFileError(f"the covariance of a saved fit is one of {COV_TYPES}, got {cov['kind']!r}")
     return SavedFit(
@@ -494,6 +490,7 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
         units=_frame(document.get("units"), "unit", arrays),
         rows=_saved_rows(document["rows"], arrays),
         columns={str(name): str(value) for name, value in document.get("columns", {}).items()},
+        shown=Names(experts, {str(term): str(label) for term, label in shown["terms"].items()}),
     )
 
 

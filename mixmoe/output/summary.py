@@ -14,6 +14,7 @@ from mixmoe.errors import DroppedRowsWarning, warn
 from mixmoe.inference.uncertainty import scale_of, two_sided, wald_limits, wald_statistics
 from mixmoe.mixture.estimate import Block, Parameter, ParamLayout
 from mixmoe.output.latex import latex
+from mixmoe.output.names import NO_NAMES, Names
 from mixmoe.output.records import Cell, Table, in_light_of, number_format
 from mixmoe.output.text import html, markdown, text
 
@@ -71,6 +72,11 @@ class Summary:
         return self.as_html()
 
 
+def named_summary(names: Names, title: str, tables: Sequence[Table], notes: Sequence[str]) -> Summary:
+    """A summary that shows what the user calls experts and terms."""
+    return Summary(names.heading(title), tuple(map(names.table, tables)), tuple(map(names.prose, notes)))
+
+
 def header_table(facts: Sequence[tuple[str, Cell]], notes: tuple[str, ...] = ()) -> Table:
     """The header of a summary, one row per fact; facts whose value is None are left out.
 
@@ -96,28 +102,32 @@ def header_table(facts: Sequence[tuple[str, Cell]], notes: tuple[str, ...] = ())
     )
 
 
-def parameter_tables(layout: ParamLayout, frame: pd.DataFrame, shares: Array, alpha: float = 0.05) -> tuple[Table, ...]:
+def parameter_tables(
+    layout: ParamLayout, frame: pd.DataFrame, shares: Array, alpha: float = 0.05, scarce: bool = False
+) -> tuple[Table, ...]:
     """A table per expert and per block, in the order expert, common, gate, random, residual and further ones.
 
     Parameters
     ----------
     layout : ParamLayout
     frame : DataFrame
-        As `mixmoe.output.frames.tidy` makes it, with limits at level 1 - `alpha`.
+        As `tidy` makes it, with limits at level 1 - `alpha`.
     shares : ndarray, shape (K,)
         Mean probability of each expert, printed in the titles.
     alpha : float
+    scarce : bool
+        Whether standard errors may be missing because subjects or clusters are few.
 
     Returns
     -------
     tuple of Table
     """
     tables = [
-        block_table(f"expert{k}", _expert_title(k, shares), layout, layout.where("expert", k), frame, alpha)
+        block_table(f"expert{k}", _expert_title(k, shares), layout, layout.where("expert", k), frame, alpha, scarce)
         for k in range(1, len(shares) + 1)
     ]
     tables += [
-        block_table(block, _block_title(block, layout), layout, layout.where(block), frame, alpha)
+        block_table(block, _block_title(block, layout), layout, layout.where(block), frame, alpha, scarce)
         for block in ("fixed", "common", "gate", "random", "residual", "dispersion", "threshold", "other")
     ]
     return tuple(table for table in tables if table.index)
@@ -129,7 +139,13 @@ def _block_title(block: Block, layout: ParamLayout) -> str:
 
 
 def block_table(
-    key: str, title: str, layout: ParamLayout, positions: Sequence[int], frame: pd.DataFrame, alpha: float = 0.05
+    key: str,
+    title: str,
+    layout: ParamLayout,
+    positions: Sequence[int],
+    frame: pd.DataFrame,
+    alpha: float = 0.05,
+    scarce: bool = False,
 ) -> Table:
     """A table of some of the parameters.
 
@@ -140,8 +156,9 @@ def block_table(
     positions : sequence of int
         Which parameters, by position.
     frame : DataFrame
-        As `mixmoe.output.frames.tidy` makes it, with limits at level 1 - `alpha`.
-    alpha : float
+        As `tidy` makes it, with limits at level 1 - `alpha`.
+    alpha, scarce
+        As of `parameter_tables`.
 
     Returns
     -------
@@ -163,7 +180,7 @@ def block_table(
         index=tuple(_row_label(p, key, n_experts) for p in parameters),
         cells=tuple(tuple(_cell(v) for v in numbers[i]) for i in positions),
         formats=(shown, shown, ".3f", *(["df"] if with_t else []), "p", shown, shown),
-        notes=_block_notes(key, parameters, numbers[list(positions), 1], n_experts),
+        notes=_block_notes(key, parameters, numbers[list(positions), 1], n_experts, scarce),
     )
 
 
@@ -181,12 +198,17 @@ def _cell(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _block_notes(key: str, parameters: Sequence[Parameter], errors: Array, n_experts: int) -> tuple[str, ...]:
+def _block_notes(
+    key: str, parameters: Sequence[Parameter], errors: Array, n_experts: int, scarce: bool
+) -> tuple[str, ...]:
     """Notes that explain blank cells and asymmetric limits."""
     blank = [_row_label(p, "", n_experts) for p, se in zip(parameters, errors, strict=True) if np.isnan(se)]
+    reason = "on the boundary or not identified"
+    if scarce:
+        reason = "too few subjects or clusters tell them apart, on the boundary, or not identified; see the notes below"
     if blank and len(blank) == len(parameters):
-        return (f"No valid standard errors for {', '.join(blank)}: on the boundary or not identified.",)
-    notes = [f"No valid standard error for {', '.join(blank)}: on the boundary or not identified."] if blank else []
+        return (f"No valid standard errors for {', '.join(blank)}: {reason}.",)
+    notes = [f"No valid standard error for {', '.join(blank)}: {reason}."] if blank else []
     return (*notes, *_scale_notes(key, parameters))
 
 
@@ -203,9 +225,13 @@ def _scale_notes(key: str, parameters: Sequence[Parameter]) -> list[str]:
 
 
 class Printed:
-    """What a record of results offers once it has `tables`, a `title` and `remarks`."""
+    """What a record of results offers once it has `tables`, a `title` and `remarks`.
+
+    A record that speaks of experts or terms has a field `shown_names`, which the fit that made it fills in.
+    """
 
     __slots__ = ()
+    shown_names: Names = NO_NAMES
 
     @property
     def title(self) -> str:
@@ -223,7 +249,7 @@ class Printed:
 
     def summary(self) -> Summary:
         """Title, tables and remarks; has as_text(), as_html(), as_latex(), as_markdown()."""
-        return Summary(self.title, self.tables(), self.remarks)
+        return named_summary(self.shown_names, self.title, self.tables(), self.remarks)
 
     def __str__(self) -> str:
         return self.summary().as_text()

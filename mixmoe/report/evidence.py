@@ -16,6 +16,7 @@ from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Model
 from mixmoe.mixture.estimate import EMFit, Flag
+from mixmoe.output.names import Names
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table
 from mixmoe.output.saved import checksum
 from mixmoe.output.summary import Summary
@@ -37,9 +38,12 @@ class Fitted(Protocol):
     n_units: int
     df_model: int
     df_resid: float
+    shown_names: Names
     _default_plot: str
     _report_plots: tuple[str, ...]
 
+    @property
+    def _fit_options(self) -> Mapping[str, Any]: ...
     @property
     def _starts_words(self) -> str: ...
     @property
@@ -203,10 +207,12 @@ def _time(results: Fitted) -> str | None:
     """The column that says when: that of ``time=``, ``seq:`` or ``vary:``, else the one along which the curves run.
 
     Without one of those words the latter is a time only where it goes forward in the rows of a subject as they stand in
-    the data: a covariate that goes up and down is none.
+    the data: a covariate that goes up and down is none. An order that begins anew in each sequence is none either.
     """
     model = results.model
     formula, design = model.formula, results._described
+    if formula.seq is not None and formula.seq.within is not None:
+        return None
     named = design.recipe.aux.get("time") or (formula.seq.order if formula.seq is not None else formula.vary)
     if named is not None:
         return str(named)
@@ -260,7 +266,7 @@ def _version(name: str) -> str:
 def code(e: Evidence) -> str:
     """A program that repeats the fit on the data."""
     results = e.results
-    model, em = results.model, results.em
+    model, em, shown = results.model, results.em, results.shown_names
     settings = {k: v for k, v in model.settings.items() if _plain(v) and _DEFAULTS.get(k) != v}
     settings |= {k: v for k, v in results._fit_options.items() if _plain(v)}
     settings |= {"cov_type": results.cov_type} if model.spec.has_experts else {}
@@ -277,6 +283,8 @@ def code(e: Evidence) -> str:
             "    data,",
             *lines,
             ")",
+            *([f"fit = fit.named({', '.join(map(repr, shown.experts))})"] if shown.experts else []),
+            *([f"fit = fit.labelled({dict(shown.terms)!r})"] if shown.terms else []),
             "print(fit.summary())",
             f"assert abs(fit.llf - ({results.llf:.6f})) < 1e-3",
         ]

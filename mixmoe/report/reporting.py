@@ -57,7 +57,9 @@ def figures(e: Evidence) -> tuple[Part, ...]:
     parts: list[Part] = []
     for kind in (kind for kind in r._report_plots if kind != "gate" or e.n_experts > 1):
         level = f" Limits: {100 * (1 - e.alpha):g} %." if "limits" in _CAPTIONS[kind] else ""
-        parts.append(_drawn(partial(r.plot, kind), _CAPTIONS[kind] + level + e.sampled, partial(r.curves, kind)))
+        parts.append(
+            _drawn(partial(r.plot, kind), _CAPTIONS[kind] + level + e.sampled, partial(_named_curves, r, kind))
+        )
     split = _split(e)
     parts += [split] if split is not None else []
     if e.n_experts > 1:
@@ -76,8 +78,8 @@ def diagnostics(e: Evidence) -> Part:
     except ArgumentError as error:
         return Prose(f"No diagnostics: {error}.")
     caption = "Quantile residuals, normal and independent if the model is true; their QQ plot with a simultaneous "
-    caption += "envelope; predicted random effects, if there are any; observed means, weighted by responsibilities, "
-    caption += "beside predicted ones."
+    caption += "envelope; predicted random effects, if there are any; observed means"
+    caption += ", weighted by responsibilities, beside predicted ones." if e.is_mixture else " beside predicted ones."
     caption += e.sampled
     return Image(drawing, caption, f"Panels for {e.rows.n} rows of {e.rows.n_units} {e.units}; see the caption.")
 
@@ -92,7 +94,7 @@ def candidates(selection: Comparison) -> tuple[Part, ...]:
 
 def _candidate(results: Fitted, label: str) -> Image | Prose:
     kind = results._default_plot
-    return _drawn(lambda: _small(results, kind), f"{label}.", lambda: results.curves(kind))
+    return _drawn(lambda: _small(results, kind), f"{label}.", lambda: _named_curves(results, kind))
 
 
 def _small(results: Fitted, kind: str) -> Any:
@@ -102,6 +104,10 @@ def _small(results: Fitted, kind: str) -> Any:
     axes = canvas_axes(1, None, size=_SMALL)[0]
     results.plot(kind, axes)
     return axes.figure
+
+
+def _named_curves(results: Fitted, kind: str) -> tuple[Curve, ...]:
+    return tuple(map(results.shown_names.curve, results.curves(kind)))
 
 
 def _drawn(make: Callable[[], Any], caption: str, curves: Callable[[], Sequence[Curve]]) -> Image | Prose:
@@ -119,21 +125,15 @@ def _split(e: Evidence) -> Part | None:
     observed = None if e.n_experts == 1 else e.results._observed(kind)
     if observed is None:
         return None
-    curves = [replace(c, panel=f"expert {c.expert}", label="") for c in e.results.curves(kind) if c.expert]
+    split = (replace(c, panel=f"expert {c.expert}", label="") for c in e.results.curves(kind) if c.expert)
+    curves = tuple(map(e.results.shown_names.curve, split))
+    observed = e.results.shown_names.observed(observed)
     caption = "The same, split by expert: observed proportions and the trajectory of that expert."
     if isinstance(observed, Observed):
         caption = "The same, split by the most probable expert: observed courses and the trajectory of that expert."
     words = f"One panel per expert. {in_words(curves)}"
     caption += e.sampled
-    return Image(svg(lambda: _same_height(draw(curves, observed))), caption, words)
-
-
-def _same_height(figure: Any) -> Any:
-    """The figure with one scale for all panels, so that experts can be compared."""
-    limits = [axes.get_ylim() for axes in figure.axes]
-    for axes in figure.axes:
-        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    return figure
+    return Image(svg(lambda: draw(curves, observed)), caption, words)
 
 
 def in_words(curves: Sequence[Curve]) -> str:
@@ -187,7 +187,11 @@ def sections(e: Evidence, notes: str | None, drawn: bool) -> tuple[Section, ...]
         Section("choice", "Choice of the model", _choice(e, drawn)),
         Section("distal", "Distal outcomes", outcomes),
         *(
-            Section(key, f"{short} checklist", (Checklist(checklist_table(key, title, items(e))), Prose(source)))
+            Section(
+                key,
+                f"{short} checklist",
+                (Checklist(_named_answers(e, checklist_table(key, title, items(e)))), Prose(source)),
+            )
             for key, short, title, items, source in _GUIDELINES
             if e.is_mixture
         ),
@@ -203,7 +207,7 @@ def _overview(e: Evidence, notes: str | None) -> tuple[Part, ...]:
     facts += [("Entropy", e.mixture.entropy)] if e.n_experts > 1 else []
     facts += [("Converged", "yes" if r.converged else "NO")]
     author = [Prose(text) for text in (notes or "").split("\n\n") if text.strip()]
-    return (*author, Facts(tuple(facts)), Remarks(tuple(flag.message for flag in r.flags)))
+    return (*author, Facts(tuple(facts)), Remarks(tuple(r.shown_names.prose(flag.message) for flag in r.flags)))
 
 
 def _model(e: Evidence) -> tuple[Part, ...]:
@@ -242,25 +246,28 @@ def _data(e: Evidence) -> tuple[Part, ...]:
         attrition = attrition_table(rows, times)
         parts.append(Prose("All subjects have as many visits.") if attrition is None else attrition)
     codes = rows.codes if design.names.group is not None else None
-    return (*parts, columns_table(rows.frame, codes, design.names.group, "Columns, rows fitted"))
+    columns = columns_table(rows.frame, codes, design.names.group, "Columns, rows fitted")
+    return (*parts, columns if e.is_mixture else replace(columns, notes=()))  # the notes are about the gate
 
 
 def _estimates(e: Evidence) -> tuple[Part, ...]:
     summary = e.results.summary(e.alpha)
-    flags = {flag.message for flag in e.results.flags}
+    flags = {e.results.shown_names.prose(flag.message) for flag in e.results.flags}
     notes = [Prose(note) for note in summary.notes if note not in flags]
     parts: list[Part] = [*(table for table in summary.tables if table.key != "header"), *notes]
     if e.is_mixture:
         # Unlike log odds, average marginal effects do not depend on which expert is the first.
         with suppress(ArgumentError):  # no covariates, or a single expert
-            parts.append(effects_table(e.mixture.gate_effects(alpha=e.alpha), e.alpha))
+            effects = effects_table(e.mixture.gate_effects(alpha=e.alpha), e.alpha)
+            parts.append(e.results.shown_names.table(effects))
     return tuple(parts)
 
 
 def _classification(e: Evidence) -> tuple[Part, ...]:
     if not e.is_mixture:
         return ()
-    parts: list[Part] = [profile_table(e.rows, e.results._responsibilities_described, e.times, e.units)]
+    profile = profile_table(e.rows, e.results._responsibilities_described, e.times, e.units)
+    parts: list[Part] = [e.results.shown_names.table(profile)]
     parts += [Prose(f"First values by expert:{e.sampled}")] if e.sampled else []
     if e.n_experts > 1:
         found = e.mixture.adequacy().summary()
@@ -302,6 +309,15 @@ def _choice(e: Evidence, drawn: bool) -> tuple[Part, ...]:
     summary = e.selection.summary()
     parts: list[Part] = [*summary.tables, *(Prose(note) for note in summary.notes)]
     return (*parts, *(candidates(e.selection) if drawn else ()))
+
+
+def _named_answers(e: Evidence, table: Table) -> Table:
+    """A checklist whose answers call experts by their names; what the author answered stays as it is."""
+    name, own = e.results.shown_names.prose, set(e.answers.values())
+    cells = tuple(
+        tuple(name(cell) if isinstance(cell, str) and cell not in own else cell for cell in row) for row in table.cells
+    )
+    return replace(table, cells=cells)
 
 
 class Reporting:

@@ -17,6 +17,7 @@ from mixmoe.errors import ArgumentError, MissingExtraError
 from mixmoe.families import Model
 from mixmoe.inference.uncertainty import DESCRIPTIONS
 from mixmoe.mixture.estimate import Block
+from mixmoe.output.names import Names
 from mixmoe.output.records import Cell, Table, format_cell, in_light_of
 from mixmoe.output.summary import BLOCK_TITLES, Summary
 from mixmoe.report.evidence import Fitted, FittedMixture
@@ -228,6 +229,9 @@ class Tabled(Protocol):
     @property
     def _notes_of_table(self) -> tuple[str, ...]: ...
 
+    @property
+    def shown_names(self) -> Names: ...  # noqa: D102
+
     params: pd.Series
     bse: pd.Series
     pvalues: pd.Series
@@ -303,7 +307,18 @@ def table(
     rows = [_STATISTICS[name] for name in wanted]
     cells = tuple(tuple(_statistic(result, attribute) for result in results) for _, attribute in rows)
     foot = Table("statistics", "Fit", heads, tuple(label for label, _ in rows), cells, (".3f",) * len(heads))
-    return Summary(title, (*panels, *([foot] if rows else [])), _notes(results, heads, stars))
+    shown = _common_names(results)
+    notes = map(shown.prose, _notes(results, heads, stars, shown))
+    return Summary(title, (*map(shown.table, panels), *([foot] if rows else [])), tuple(notes))
+
+
+def _common_names(results: Sequence[Any]) -> Names:
+    """What the fits call experts, if all mixtures among them call them alike, and the labels of terms, first come."""
+    given = {result.shown_names.experts for result in results if (result.model.n_experts or 1) > 1}
+    terms: dict[str, str] = {}
+    for result in results:
+        terms = {**result.shown_names.terms, **terms}
+    return Names(given.pop() if len(given) == 1 else (), terms)
 
 
 def _checked_names(fits: Any, names: Sequence[str] | None, n_fits: int) -> tuple[str, ...]:
@@ -409,7 +424,7 @@ def _statistic(result: Any, attribute: str) -> Cell:
     return None if value is None else int(value) if isinstance(value, int) else float(value)
 
 
-def _notes(results: Sequence[Any], heads: Sequence[str], stars: bool) -> tuple[str, ...]:
+def _notes(results: Sequence[Any], heads: Sequence[str], stars: bool, shown: Names) -> tuple[str, ...]:
     kinds = {result.cov_type: DESCRIPTIONS[result.cov_type] for result in results}
     if len(kinds) == 1:
         errors = next(iter(kinds.values()))
@@ -421,6 +436,12 @@ def _notes(results: Sequence[Any], heads: Sequence[str], stars: bool) -> tuple[s
         notes.append("The fits use different rows: their log-likelihoods and criteria are not comparable.")
     if len({result.model.n_experts for result in results} - {None}) > 1:
         notes.append("Experts are numbered by size within each fit; the same number need not mean the same people.")
+    if not shown.experts:  # fits that call the same number differently
+        notes += [
+            f"{head}: {', '.join(f'expert {k} is {name}' for k, name in enumerate(r.shown_names.experts, 1))}."
+            for head, r in zip(heads, results, strict=True)
+            if r.shown_names.experts
+        ]
     notes += [_NO_ERROR_NOTE] if any(result.bse.isna().any() for result in results) else []
     notes += [f"{head}: {message}" for head, r in zip(heads, results, strict=True) for message in r._notes_of_table]
     return tuple(notes)

@@ -20,11 +20,12 @@ from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.frame import places_of, units_of
 from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning
 from mixmoe.families import ModelClass, ValidatesItself, family_of, model_options, require
+from mixmoe.loading import load
 from mixmoe.mixture.estimate import better
 from mixmoe.mixture.resampling import Journal, fingerprint
 from mixmoe.output.saved import fingerprints
 from mixmoe.responses.exponential import canonical_family
-from mixmoe.results import Results, load
+from mixmoe.results import Results
 
 _ESTIMATED = ("functions", "searches")  # settings of a fit that are no arguments of its model
 STARTS = 8  # random starts per expert; those carried from one expert fewer come on top

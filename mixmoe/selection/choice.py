@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mixmoe.api import refuse_foreign_effects
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs
 from mixmoe.atomic import PathLike
 from mixmoe.design.beside import named_columns
 from mixmoe.errors import ArgumentError
-from mixmoe.families import refuse_foreign_effects
 from mixmoe.mixture.estimate import clc
 from mixmoe.mixture.resampling import Journal, checkpoint_path, fingerprint
 from mixmoe.output.plots import COLOURS, Elbow, canvas_axes, canvas_result, draw_criteria, open_frame

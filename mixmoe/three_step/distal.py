@@ -1,8 +1,9 @@
 """Outcomes by expert and experts by covariates, as records that print themselves."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,20 @@ from scipy.stats import norm
 
 from mixmoe._typing import Array
 from mixmoe.design.design import Design
-from mixmoe.errors import AssumptionWarning, FormulaError, warn
-from mixmoe.inference.uncertainty import two_sided
+from mixmoe.errors import AssumptionWarning, BoundaryWarning, FormulaError, warn
+from mixmoe.inference.cells import columns_of, described, infinite_words
+from mixmoe.inference.uncertainty import (
+    delta_cov,
+    probability_errors,
+    probability_limits,
+    two_sided,
+    without_parameters,
+)
 from mixmoe.inference.wald import InvalidTest, WaldTest, parse_hypotheses, wald_test
-from mixmoe.mixture.estimate import Parameter, ParamLayout
+from mixmoe.mixture.estimate import Flag, Parameter, ParamLayout
+from mixmoe.mixture.gate import units_without
 from mixmoe.numerics.linalg import jacobian
+from mixmoe.output.names import NO_NAMES, Names
 from mixmoe.output.records import Cell, Table, format_cell
 from mixmoe.output.summary import Printed, tidy
 from mixmoe.three_step.estimates import (
@@ -27,6 +37,7 @@ from mixmoe.three_step.estimates import (
     Outcomes,
     Part,
     Skewness,
+    Solution,
     build_outcomes,
     covariate_columns,
     parse_step_three,
@@ -39,7 +50,12 @@ DESCRIPTIONS = {
     "ml": "maximum likelihood, Vermunt 2010 and Asparouhov & Muthen 2014",
     "naive": "most probable expert taken as known, NOT corrected for classification error",
 }
-_CERTAIN = 1e-6
+_CERTAIN = 1e-6  # a probability closer to zero or one has no delta method
+
+
+_MOVED = 1e-6  # of the largest, a change along a direction to infinity
+
+
 ANY_LEVEL = "any level"
 COV_TYPE = "three-step"
 
@@ -53,6 +69,7 @@ class Estimates:
     layout : ParamLayout
     values : ndarray, shape (P,)
     cov : ndarray, shape (P, P)
+        NaN for those that have no standard error.
     """
 
     layout: ParamLayout
@@ -66,6 +83,10 @@ class Estimates:
 
     def test(self, matrix: Array) -> WaldTest | InvalidTest:
         """Joint Wald test that linear functions of the estimates are zero."""
+        blank = np.isnan(np.diag(self.cov)) & (matrix != 0).any(axis=0)
+        if blank.any():
+            names = ", ".join(name for name, missing in zip(self.layout.names, blank, strict=True) if missing)
+            return InvalidTest(f"{names} has no standard error, as the notes say; test what else there is")
         asked = parse_hypotheses((matrix, np.zeros(len(matrix))), self.layout.names)
         return wald_test(asked, self.values, self.cov, self.layout, COV_TYPE)
 
@@ -82,6 +103,10 @@ class ThreeStep(Printed):
         Of the regression on, or of, the experts.
     n_used, n_missing, n_strangers : int
         Units in step 3; units of the fit without complete data; rows of units the fit does not know.
+    flags : tuple of Flag
+        What has no standard errors, and why: ``"separated_gate"`` of covariates, ``"separated"`` of an outcome.
+    shown_names : Names
+        Of the experts and of terms, as `named` and `labelled` gave them.
     """
 
     formula: str
@@ -90,6 +115,8 @@ class ThreeStep(Printed):
     n_used: int
     n_missing: int
     n_strangers: int
+    flags: tuple[Flag, ...]
+    shown_names: Names = field(default=NO_NAMES, kw_only=True)
 
     @property
     def title(self) -> str:
@@ -106,6 +133,7 @@ class ThreeStep(Printed):
             f"Standard errors: sandwich {errors}.",
             f"{self.n_used} units used, {self.n_missing} of the fit without complete data"
             f"{strangers if self.n_strangers else ''}.",
+            *(flag.message for flag in self.flags),
         )
 
 
@@ -137,7 +165,6 @@ class Distal(ThreeStep):
         return (
             *super(Distal, self).remarks,
             *doubts,
-            *self._extremes(),
             f"All experts alike: {_shown(self.overall)}",
         )
 
@@ -153,7 +180,8 @@ class Distal(ThreeStep):
         half = norm.isf(alpha / 2) * errors
         low, high = values - half, values + half
         if self.levels is not None:
-            low, high = _inside(values, half)
+            limits = probability_limits(values, errors, alpha)
+            low, high, errors = limits.lower, limits.upper, probability_errors(errors)
         columns: dict[str, Any] = {"expert": [k for k, _ in shown]}
         columns |= {} if self.levels is None else {"level": [level for _, level in shown]}
         return pd.DataFrame(columns | {"estimate": values, "std_error": errors, "conf_low": low, "conf_high": high})
@@ -186,8 +214,8 @@ class Distal(ThreeStep):
         """Estimate, error, limits and test of a contrast of the margins; of a joint one the test alone."""
         value, error = np.nan, np.nan
         if not joint:
-            value, variance = (matrix @ self.margins.values).item(), (matrix @ self.margins.cov @ matrix.T).item()
-            error = float(np.sqrt(max(variance, 0.0)))
+            value, variance = (matrix @ self.margins.values).item(), delta_cov(matrix, self.margins.cov).item()
+            error = float(np.sqrt(np.maximum(variance, 0.0)))
         half = float(norm.isf(alpha / 2)) * error
         limits = {"conf_low": value - half, "conf_high": value + half}
         return {"estimate": value, "std_error": error} | limits | _test_columns(self.margins.test(matrix))
@@ -196,6 +224,9 @@ class Distal(ThreeStep):
         """Means or probabilities, differences, and the coefficients of the regression."""
         what = "Means" if self.levels is None else "Probabilities"
         margins, pairs = self.to_frame(), self.pairwise()
+        if names := self.shown_names.experts:
+            apart = pairs["contrast"].str.split(" - ")
+            pairs["contrast"] = [" - ".join(names[int(k) - 1] for k in two) for two in apart]
         level = [] if self.levels is None else ["level"]
         is_ = f"{self.formula.partition('~')[0].strip()} = "
         return (
@@ -217,17 +248,7 @@ class Distal(ThreeStep):
                 cells=_cells(pairs.drop(columns=["contrast", *level])),
                 formats=("num",) * 4 + (".3f", ".0f", "p"),
             ),
-            _coefficient_table(self.coefficients, "Regression coefficients"),
-        )
-
-    def _extremes(self) -> tuple[str, ...]:
-        """A warning if a category never or always occurs under an expert."""
-        p = self.margins.values
-        if self.levels is None or ((p > _CERTAIN) & (p < 1 - _CERTAIN)).all():
-            return ()
-        return (
-            "A category never, or always, occurs under one of the experts: coefficients are infinite, and standard "
-            "errors and tests of these probabilities mean nothing.",
+            _coefficient_table(self.coefficients, "Regression coefficients", self.shown_names),
         )
 
     def _experts_levels(self) -> list[tuple[int, str]]:
@@ -252,19 +273,23 @@ class Predictors(ThreeStep):
         return tidy(c.layout, c.values, c.std_errors, alpha)
 
     def tests(self) -> pd.DataFrame:
-        """Joint Wald test of each term over all experts, all columns of a factor together: statistic, df, p_value."""
-        terms = list(dict.fromkeys(self.terms))
+        """Joint Wald test of each term over all experts, all columns of a factor together: statistic, df, p_value.
+
+        Without infinite coefficients, which have no standard errors; NaN if a term has no others.
+        """
+        terms, finite = list(dict.fromkeys(self.terms)), np.isfinite(self.coefficients.std_errors)
         rows = []
         for term in terms:
             where = [i for i, owner in enumerate(self.terms) if owner == term]
-            rows.append(_test_columns(self.coefficients.test(np.eye(len(self.coefficients.values))[where])))
+            tested = [i for i in where if finite[i]] or where
+            rows.append(_test_columns(self.coefficients.test(np.eye(len(finite))[tested])))
         return pd.DataFrame(rows, index=pd.Index(terms, name="term"))
 
     def tables(self) -> tuple[Table, ...]:
         """Coefficients, and joint tests over the experts."""
         tests = self.tests()
         return (
-            _coefficient_table(self.coefficients, "Log odds against expert 1"),
+            _coefficient_table(self.coefficients, "Log odds against expert 1", self.shown_names),
             Table(
                 key="tests",
                 title="Joint tests over the experts",
@@ -290,20 +315,37 @@ def distal(design: Design, made: Assignment, text: str, data: Any, method: Metho
     found = three_step(parts, made, outcomes.units, method)
     size = X.shape[2] * (1 if outcomes.levels is None else len(outcomes.levels) - 1)
     at = slice(found.beta.size - parts[-1].size, found.beta.size - parts[-1].size + size)
-    beta, cov = found.beta[at], found.cov[at, at]
+    beta, cov, infinite = found.beta[at], found.cov[at, at], found.infinite[at]
     margins = _margins(parts[-1], X, scale, beta, cov, outcomes.levels)
-    back = scale * np.kron(np.eye(size // X.shape[2]), whitening)
+    back = np.asarray(scale * np.kron(np.eye(size // X.shape[2]), whitening), dtype=float)
+    coefficients = _estimates(_regression_layout(outcomes), back, beta, cov, infinite)
+    flags = _about_outcome(margins, coefficients, outcomes.levels, found.infinite)
+    for flag in flags:
+        warn(flag.message, BoundaryWarning)
+    # That all experts are alike: each against the first, in every level but one.
+    n_levels = len(margins.layout.parameters) // K
+    kept = np.eye(n_levels)[1:] if n_levels > 1 else np.eye(1)
+    against = np.column_stack([-np.ones(K - 1), np.eye(K - 1)])
     return Distal(
         formula=formula.text,
         method=method,
-        coefficients=Estimates(_regression_layout(outcomes), back @ beta, back @ cov @ back.T),
+        coefficients=coefficients,
         n_used=len(outcomes.units),
         n_missing=outcomes.n_missing,
         n_strangers=outcomes.n_strangers,
+        flags=flags,
         levels=outcomes.levels,
         margins=margins,
-        overall=margins.test(_contrasts(margins.layout, K)),
+        overall=margins.test(np.asarray(np.kron(against, kept))),
         skewness=_checked_normality(made, outcomes, X, scale, method),
+    )
+
+
+def _estimates(layout: ParamLayout, back: Array, beta: Array, cov: Array, infinite: Array) -> Estimates:
+    """Coefficients for columns as the user wrote them; none that changes along a direction to infinity has an error."""
+    moved = np.abs(back @ infinite) > _MOVED * np.abs(back).max(axis=1, keepdims=True)
+    return Estimates(
+        layout, back @ beta, without_parameters(back @ cov @ back.T, list(np.flatnonzero(moved.any(axis=1))))
     )
 
 
@@ -331,18 +373,76 @@ def predictors(design: Design, made: Assignment, text: str, data: Any, method: M
     columns = covariate_columns(design, text, data)
     whitening = _whitening(columns.Z)
     found = three_step((Membership(columns.Z @ whitening, K),), made, columns.units, method)
-    back = np.kron(np.eye(K - 1), whitening)
+    back = np.asarray(np.kron(np.eye(K - 1), whitening), dtype=float)
     layout = ParamLayout(
         tuple(Parameter(f"gate{k}.{name}", "gate", name, k) for k in range(2, K + 1) for name in columns.z_names)
     )
+    coefficients = _estimates(layout, back, found.beta, found.cov, found.infinite)
+    flags = _about_covariates(columns, columns.Z @ whitening, found, coefficients, K)
+    for flag in flags:
+        warn(flag.message, BoundaryWarning)
     return Predictors(
         formula=f"expert ~{text.partition('~')[2]}",
         method=method,
-        coefficients=Estimates(layout, back @ found.beta, back @ found.cov @ back.T),
+        coefficients=coefficients,
         n_used=len(columns.units),
         n_missing=columns.n_missing,
         n_strangers=columns.n_strangers,
+        flags=flags,
         terms=columns.z_terms * (K - 1),
+    )
+
+
+def _about_covariates(
+    columns: Outcomes, Z: Array, found: Solution, coefficients: Estimates, n_experts: int
+) -> tuple[Flag, ...]:
+    """Which coefficients are infinite, and in which cells experts have no units."""
+    if not found.infinite.shape[1]:
+        return ()
+    made, J = cast(Design, columns.z_design), n_experts - 1
+    prior = np.exp(Membership(Z, n_experts).log_density(found.beta)).T
+    none = units_without(prior, Z, found.infinite.reshape(J, Z.shape[1], -1))
+    blank = np.isnan(coefficients.std_errors)
+    names = columns_of(made, "expert", np.asarray(blank.reshape(J, -1).any(axis=0)))
+    by_row = np.empty_like(none)
+    by_row[:, np.argsort(made.position, kind="stable")] = none
+    places = [f"expert {k + 1} {described(made, where, names)}" for k, where in enumerate(by_row) if where.any()]
+    infinite = infinite_words([name for name, b in zip(coefficients.layout.names, blank, strict=True) if b])
+    cause = f"The covariate{'s' if len(names) > 1 else ''} {', '.join(names)}" if names else "The assignments"
+    return (
+        Flag(
+            "separated_gate",
+            f"{cause} leave{'s' if len(names) == 1 else ''} no units to {'; to '.join(places)}: the probability there "
+            f"is zero, and {infinite}; the printed values only say so and have no standard errors, and joint tests are "
+            "without them. Merge levels or leave out covariates, or use fewer experts.",
+        ),
+    )
+
+
+def _about_outcome(
+    margins: Estimates, coefficients: Estimates, levels: tuple[Any, ...] | None, infinite: Array
+) -> tuple[Flag, ...]:
+    """Under which experts a category never, or always, occurs."""
+    if not infinite.shape[1]:
+        return ()
+    blank = np.isnan(np.diag(margins.cov))
+    if levels is None or not blank.any():
+        return (
+            Flag(
+                "separated",
+                "Predictors leave no units to an expert somewhere, or the outcome does not vary under one: what says "
+                "so is infinite and has no standard error. Leave out predictors, merge levels, or use method='bch'.",
+            ),
+        )
+    experts = sorted({p.expert for p, b in zip(margins.layout.parameters, blank, strict=True) if b and p.expert})
+    return (
+        Flag(
+            "separated",
+            f"A category of the outcome never, or always, occurs under expert {', '.join(map(str, experts))}: its "
+            "coefficients are infinite, the printed values only say so, and neither they nor the probabilities there "
+            "have standard errors or tests. For their limits take those of a proportion of none among the units of the "
+            "expert, or merge categories.",
+        ),
     )
 
 
@@ -377,7 +477,9 @@ def _margins(part: Part, X: Array, scale: float, beta: Array, cov: Array, levels
     values = probabilities(beta)
     slopes = jacobian(probabilities, beta)
     layout = _margin_layout(X.shape[1], tuple(str(level) for level in shown))
-    return Estimates(layout, values, slopes @ cov @ slopes.T)
+    never, always = values < _CERTAIN, values > 1 - _CERTAIN
+    cov = without_parameters(slopes @ cov @ slopes.T, list(np.flatnonzero(never | always)))
+    return Estimates(layout, np.where(never, 0.0, np.where(always, 1.0, values)), cov)
 
 
 def _margin_layout(n_experts: int, terms: tuple[str, ...]) -> ParamLayout:
@@ -399,21 +501,6 @@ def _regression_layout(outcomes: Outcomes) -> ParamLayout:
     )
 
 
-def _contrasts(layout: ParamLayout, n_experts: int) -> Array:
-    """Each expert against the first in every level but one."""
-    n_levels = len(layout.parameters) // n_experts
-    kept = np.eye(n_levels)[1:] if n_levels > 1 else np.eye(1)
-    against = np.column_stack([-np.ones(n_experts - 1), np.eye(n_experts - 1)])
-    return np.asarray(np.kron(against, kept))
-
-
-def _inside(p: Array, half: Array) -> tuple[Array, Array]:
-    """Limits of probabilities on the logit scale."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logit, reach = np.log(p) - np.log1p(-p), half / (p * (1 - p))
-        return 1 / (1 + np.exp(reach - logit)), 1 / (1 + np.exp(-reach - logit))
-
-
 def _test_columns(test: WaldTest | InvalidTest) -> dict[str, float]:
     if isinstance(test, InvalidTest):
         return {"statistic": np.nan, "df": np.nan, "p_value": np.nan}
@@ -431,15 +518,20 @@ def _p_shown(pvalue: float) -> str:
     return f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
 
 
-def _coefficient_table(estimates: Estimates, title: str) -> Table:
+def _coefficient_table(estimates: Estimates, title: str, names: Names) -> Table:
     with np.errstate(divide="ignore", invalid="ignore"):
         z = estimates.values / estimates.std_errors
     columns = np.column_stack([estimates.values, estimates.std_errors, z, two_sided(z)])
+    index = estimates.layout.names
+    if names.experts:  # what names of parameters say by number
+        parameters = estimates.layout.parameters
+        index = tuple(p.term if p.expert is None else f"expert {p.expert}: {p.term}" for p in parameters)
+        index = tuple(re.sub(r"\bexpert\[T\.(\d+)\]", lambda m: names.experts[int(m[1]) - 1], row) for row in index)
     return Table(
         key="coefficients",
         title=title,
         columns=("Estimate", "Std. Err.", "z", "P>|z|"),
-        index=estimates.layout.names,
+        index=index,
         cells=_cells(pd.DataFrame(columns)),
         formats=("num", "num", ".3f", "p"),
     )

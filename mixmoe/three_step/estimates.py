@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.polynomial.hermite_e import hermegauss
 from numpy.typing import NDArray
+from scipy.linalg import block_diag, null_space
 from scipy.optimize import minimize, root
 from scipy.stats import chi2
 
@@ -31,7 +32,7 @@ from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.frame import shown, unhashable, whole_frame
 from mixmoe.design.recipe import response_column
 from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, DroppedRowsWarning, FormulaError, warn
-from mixmoe.mixture.gate import posterior_probabilities
+from mixmoe.mixture.gate import posterior_probabilities, separated_directions
 from mixmoe.numerics.linalg import jacobian, log_softmax, logsumexp
 from mixmoe.output.predictions import known_places
 from mixmoe.responses.distribution import check_varies
@@ -106,6 +107,9 @@ class Part(Protocol):
     def slopes(self, beta: Array) -> Array:
         """Derivatives of the log density in the parameters, shape (n, K, P)."""
 
+    def infinite(self, beta: Array, members: Array) -> Array:
+        """Directions in which the maximum lies at infinity, shape (P, s), given memberships of shape (n, K)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Normal:
@@ -149,6 +153,10 @@ class Normal:
         scale = (residual**2 * precision - 1.0)[..., None] * np.eye(self.X.shape[1])
         return np.concatenate([first, scale], axis=2)
 
+    def infinite(self, beta: Array, members: Array) -> Array:
+        """None, shape (P, 0)."""
+        return np.zeros((self.size, 0))
+
 
 @dataclass(frozen=True, slots=True)
 class Categorical:
@@ -186,6 +194,12 @@ class Categorical:
         off = hit - np.exp(self.log_probabilities(beta))[..., 1:]  # (n, K, C - 1)
         return np.asarray((off[..., None] * self.X[:, :, None]).reshape(*self.X.shape[:2], -1))
 
+    def infinite(self, beta: Array, members: Array) -> Array:
+        """Directions along which a category never, or always, occurs, shape (P, s)."""
+        p = self.X.shape[2]
+        found = separated_directions(self.X.reshape(-1, p), beta.reshape(1, self.n_levels - 1, p), members.ravel())
+        return found.vectors[:, found.infinite]
+
 
 @dataclass(frozen=True, slots=True)
 class Membership:
@@ -215,6 +229,11 @@ class Membership:
         """Derivatives, shape (n, K, P)."""
         off = np.eye(self.n_experts)[:, 1:] - np.exp(self.log_density(beta))[:, None, 1:]  # (n, K, K - 1)
         return np.asarray((off[..., None] * self.Z[:, None, None]).reshape(len(self.Z), self.n_experts, -1))
+
+    def infinite(self, beta: Array, members: Array) -> Array:
+        """Directions along which an expert has no units, shape (P, s)."""
+        found = separated_directions(self.Z, beta.reshape(1, self.n_experts - 1, -1))
+        return found.vectors[:, found.infinite]
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +292,12 @@ class StepThree:
         """Derivatives of the sum in the parameters, shape (P, P), exact by complex steps."""
         return jacobian(lambda moved: self.total(moved, D), beta)
 
+    def infinite(self, beta: Array) -> Array:
+        """Directions of the parameters in which the maximum lies at infinity, shape (P, s)."""
+        members = np.eye(int(self.modal.max(initial=0)) + 1)[self.modal]
+        found = [part.infinite(b, members) for part, b in zip(self.parts, self._split(beta), strict=True)]
+        return np.asarray(block_diag(*found))
+
     def drift(self, beta: Array, D: Array) -> Array:
         """Derivatives of the sum in the entries of D, shape (P, K * K), exact by complex steps."""
         return jacobian(lambda moved: self.total(beta, moved), D)
@@ -286,13 +311,16 @@ class Solution:
     ----------
     beta : ndarray, shape (P,)
     cov : ndarray, shape (P, P)
-        From the influence of every unit on all three steps.
+        From the influence of every unit on all three steps; zero along what is infinite.
     converged : bool
+    infinite : ndarray, shape (P, s)
+        Directions in which the maximum lies at infinity: coefficients along them have no standard error.
     """
 
     beta: Array
     cov: Array
     converged: bool
+    infinite: Array
 
 
 def build_assignment(responsibilities: Array, moves: Array, slopes: Array) -> Assignment:
@@ -344,7 +372,8 @@ def solve(step: StepThree, made: Assignment, used: NDArray[np.intp], start: Arra
     if step.method != "bch" and not step.objective(beta, D) >= step.objective(start, D) - _TOLERANCE * len(used):
         beta = start
     converged = bool(np.abs(step.total(beta, D)).max() <= _TOLERANCE * len(used))
-    return Solution(beta, _covariance(step, made, used, beta), converged)
+    infinite = step.infinite(beta)
+    return Solution(beta, _covariance(step, made, used, beta, infinite), converged, infinite)
 
 
 def _climbed(step: StepThree, D: Array, start: Array) -> Array:
@@ -359,14 +388,16 @@ def _climbed(step: StepThree, D: Array, start: Array) -> Array:
     return np.asarray(minimize(objective, start, jac=True, method="BFGS", options={"gtol": 1e-8}).x)
 
 
-def _covariance(step: StepThree, made: Assignment, used: NDArray[np.intp], beta: Array) -> Array:
+def _covariance(step: StepThree, made: Assignment, used: NDArray[np.intp], beta: Array, infinite: Array) -> Array:
     D = made.errors
     psi = np.zeros((len(made.modal), beta.size))
     psi[used] = step.psi(beta, D)
     if step.method != "naive":
         psi += made.influence_on_errors().reshape(len(psi), -1) @ step.drift(beta, D).T
     # Influence of each unit on step 3, A^-1 (psi_i + dPsi/dD influence_i(D)); their outer products are the sandwich.
-    influence = np.linalg.lstsq(step.jacobian(beta, D), psi.T, rcond=None)[0]
+    # Along what is infinite there is no information: where an ascent stopped says nothing, and it counts as known.
+    finite = null_space(infinite.T) if infinite.shape[1] else np.eye(beta.size)
+    influence = finite @ np.linalg.lstsq(finite.T @ step.jacobian(beta, D) @ finite, finite.T @ psi.T, rcond=None)[0]
     return np.asarray(influence @ influence.T)
 
 
@@ -414,9 +445,15 @@ def three_step(parts: tuple[Part, ...], made: Assignment, used: NDArray[np.intp]
     if found.converged:
         return found
     if method == "bch":
+        of_membership = isinstance(parts[-1], Membership)
         raise ArgumentError(
             "method='bch' has no solution here: its weights, some of them below zero, ask for a probability outside "
-            "0 to 1; use method='ml', or fewer predictors"
+            + (
+                "0 to 1 in some cells of the covariates; use method='ml', or merge levels"
+                if of_membership
+                else "0 to 1 under an expert; use method='ml', or for an outcome of zeros and ones kind='numeric', "
+                "which takes the weighted shares as they are"
+            )
         )
     warn(f"step 3 by method={method!r} did not converge; use another method or fewer predictors", ConvergenceWarning)
     return found
@@ -448,6 +485,8 @@ class Outcomes:
         Rows of units that the fit does not know.
     z_terms : tuple of str
         Term of the formula that each column of `Z` belongs to; only of covariates of membership.
+    z_design : Design or None
+        Whose columns, by position of its rows, are `Z`; only of covariates of membership.
     """
 
     units: NDArray[np.intp]
@@ -460,6 +499,7 @@ class Outcomes:
     n_missing: int
     n_strangers: int
     z_terms: tuple[str, ...] = ()
+    z_design: Design | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -560,7 +600,10 @@ def build_outcomes(design: Design, n_experts: int, formula: MoEFormula, data: An
     if EXPERT in matched.frame:
         raise ArgumentError(f"outcomes has a column {EXPERT!r}, which names the experts in the formula; rename it")
     kind = response_kind(formula, matched.frame) if kind == "auto" else kind
-    frame = _expanded(matched.frame, n_experts)
+    # The frame once for each expert, as if every unit belonged to it.
+    codes = np.repeat(np.arange(1, n_experts + 1), len(matched.frame))
+    copies = pd.concat([matched.frame] * n_experts, ignore_index=True)
+    frame = copies.assign(**{EXPERT: pd.Categorical(codes, categories=range(1, n_experts + 1))})
     made = _quiet_design(formula, frame, kind)
     order = np.argsort(made.position, kind="stable")
     place = made.position[order]
@@ -595,12 +638,6 @@ def response_kind(formula: MoEFormula, frame: pd.DataFrame) -> str:
     if not pd.api.types.is_numeric_dtype(values.dtype) or pd.api.types.is_bool_dtype(values.dtype):
         return "categorical"
     return "categorical" if set(values.unique()) == {0, 1} else "numeric"
-
-
-def _expanded(frame: pd.DataFrame, n_experts: int) -> pd.DataFrame:
-    copies = pd.concat([frame] * n_experts, ignore_index=True)
-    codes = np.repeat(np.arange(1, n_experts + 1), len(frame))
-    return copies.assign(**{EXPERT: pd.Categorical(codes, categories=range(1, n_experts + 1))})
 
 
 def _quiet_design(formula: MoEFormula, frame: pd.DataFrame, kind: str) -> Design:
@@ -639,6 +676,7 @@ def covariate_columns(design: Design, text: str, data: Any) -> Outcomes:
         n_missing=design.n_units - made.n,
         n_strangers=matched.n_strangers,
         z_terms=column_terms(made, "expert"),
+        z_design=made,
     )
 
 
@@ -727,14 +765,10 @@ def _normal_cov(made: Assignment, used: NDArray[np.intp], weights: Array, centre
     chances = (behind / behind.sum(axis=0)).T[made.modal[used]][..., None] * shares / shares.sum()  # (n, K, Q)
     by_unit = np.zeros((len(made.modal), len(sigma)))
     by_unit[used] = np.einsum("ntq,ntqk->nk", chances, pull)
-    drift = _drift(made, by_unit)
+    # What each unit does to the weighted sums of the pull through the classification errors, shape (N, K).
+    inverse = np.linalg.inv(made.errors)
+    slopes = -np.einsum("bk,ak->kab", inverse, inverse.T @ (made.indicators.T @ by_unit))
+    drift = np.einsum("nab,kab->nk", made.influence_on_errors(), slopes)
     total = weights[:, None, None] * pull + drift[used][:, None, None]
     spared = np.delete(drift, used, axis=0)
     return np.asarray(np.einsum("ntq,ntqk,ntql->kl", chances, total, total) + spared.T @ spared)
-
-
-def _drift(made: Assignment, pull: Array) -> Array:
-    """What each unit does to the weighted sums of `pull` through the classification errors, shape (N, K)."""
-    inverse = np.linalg.inv(made.errors)
-    slopes = -np.einsum("bk,ak->kab", inverse, inverse.T @ (made.indicators.T @ pull))
-    return np.einsum("nab,kab->nk", made.influence_on_errors(), slopes)

@@ -186,11 +186,6 @@ class LevelProcess:
     fits: "LevelFits"
     derivative: int = 0
 
-    @property
-    def limits(self) -> BoolArray:
-        """Which varying dispersions run to a limit, shape (G, K)."""
-        return self.fits.of_dispersions.limits
-
     def theta_profile(self, progress: bool | None = None) -> ThetaProfile | None:
         """Likelihood of the dispersions of a negative binomial response, None where they are constant or others."""
         problem, dispersions = self.fits.local.problem, self.fits.local.problem.slots.dispersions
@@ -285,28 +280,27 @@ def level_process(
     power = small_sample_power(correction, clusters)
     known = clusters is None and problem.rows.n <= MOST_ROWS
     nodes = response_nodes(inner, own_natural(inner, fits.state)) if known else ()
-    inf = level_influence(fits, power, nodes, clusters, derivative)
     degree = fits.local.free.shape[0] - 1
-    if inner.const.any() and (bias != "none" or degree > 1):
-        inf = replace(inf, const=_constants(inner, start, power, clusters))
+    lines = inner.const.any() and (bias != "none" or degree > 1)
+
+    def whole(power: float, nodes: tuple[Node, ...], clusters: IntArray | None, added: int | None = None) -> Influence:
+        inf = level_influence(fits, power, nodes, clusters, derivative, added)
+        return replace(inf, const=_constants(inner, start, power, clusters, added)) if lines else inf
+
+    inf = whole(power, nodes, clusters)
     covariance = level_covariance(inf, clusters, correction)
-    prior = added_covariance(inner, partial(_of_added, fits, inner, start, bias, derivative))
+    prior = added_covariance(inner, partial(whole, 0.0, (), None))
     shaped = (covariance.matrix + prior).reshape(*inf.levels.shape, *inf.levels.shape)
     df = covariance.df.reshape(inf.levels.shape)
     if inner.rows.penalty is not None:  # the part of a variance that comes from the prior is known
-        of_rows, whole = np.diag(covariance.matrix), np.einsum("glgl->gl", shaped)
-        df *= (whole / np.maximum(of_rows.reshape(df.shape), np.finfo(float).tiny)) ** 2
+        of_rows, all_of_it = np.diag(covariance.matrix), np.einsum("glgl->gl", shaped)
+        df *= (all_of_it / np.maximum(of_rows.reshape(df.shape), np.finfo(float).tiny)) ** 2
     df[:, inner.const] = np.inf  # constants rest on all rows
-    around_means = LevelProcess(
-        fits.values(derivative), shaped, degree, fits.local.windows.bandwidth, df, fits, derivative
-    )
-    return _outwards(around_means, centring.matrix(inner.slots))
-
-
-def _outwards(process: LevelProcess, turn: Array) -> LevelProcess:
-    """The process of the original coefficients from that of the coefficients around the means of the covariates."""
+    process = LevelProcess(fits.values(derivative), shaped, degree, fits.local.windows.bandwidth, df, fits, derivative)
+    turn = centring.matrix(inner.slots)
     if (turn == np.eye(len(turn))).all():
         return process
+    # Back from coefficients around the means of the covariates to those that were asked for.
     levels, df = np.empty_like(process.levels), np.empty_like(process.df)
     for a, row in enumerate(turn):
         parts = np.flatnonzero(row)
@@ -359,11 +353,6 @@ class LevelFits:
         """The maxima behind the bands of the dispersions."""
         return self.bounded if self.lines is None else self.lines.bounded
 
-    @property
-    def fit(self) -> LocalFit:
-        """The maxima with the dispersions held where one of them runs to its limit."""
-        return self.bounded.fit
-
     def values(self, derivative: int) -> Array:
         """Levels of all functions, of dispersions where they run, or derivatives by the index; (G, L)."""
         dispersions, own = self.local.problem.slots.dispersions, self.of_dispersions
@@ -378,7 +367,7 @@ class LevelFits:
     @property
     def state(self) -> Array:
         """Levels and slopes as a state of the EM, (G, 2, L), dispersions held where one of them runs to its limit."""
-        out = state_of(self.local, self.fit.coef)
+        out = state_of(self.local, self.bounded.fit.coef)
         if self.gate is not None and self.gate_fit is not None:
             gates = self.local.problem.slots.gates
             out[..., gates] = state_of(self.gate, self.gate_fit.coef)[..., gates]
@@ -398,29 +387,21 @@ def fit_levels(
     factor, of_gate = _factors(problem, coef, bias, derivative, searched, independent)
     local = build_local(problem, degree, problem.windows.bandwidth * factor)
     bounded, lines = maximise_bounded(local, local_start(local, coef)), None
-    # Without a correction bands are centred in the local maxima that the fit itself rests on.
+    # With few rows of an expert at an end of the index a line in log sigma runs down with the residuals of the few that
+    # its regression follows, the more so as memberships then become surer: sigma is half of what it should be, and so
+    # are the standard errors of the coefficients. So it is constant in each window; without a correction bands are
+    # centred in the local maxima that the fit itself rests on.
     if bias == "rbc" and problem.slots.n_experts > 1 and problem.family.name == "gaussian":
-        lines = LocalLines(local, bounded)
-        local, start = _with_flat_dispersions(local), bounded.fit.coef.copy()
+        lines, free, start = LocalLines(local, bounded), local.free.copy(), bounded.fit.coef.copy()
+        free[1:, problem.slots.dispersions] = False
         start[:, 1:, problem.slots.dispersions] = 0.0
+        local = replace(local, free=free)
         bounded = maximise_bounded(local, start)
     if problem.gate_windows is problem.windows:
         return LevelFits(local, bounded, lines=lines)
     held = state_of(local, bounded.fit.coef)
     gate = build_local(problem, degree, problem.gate_windows.bandwidth * of_gate, held=held)
     return LevelFits(local, bounded, gate, maximise_local(gate, local_start(gate, coef)), lines)
-
-
-def _with_flat_dispersions(local: Local) -> Local:
-    """The local likelihood with log sigma constant within each window.
-
-    With few rows of an expert at an end of the index a line in log sigma runs down with the residuals of the few that
-    its regression follows, the more so as memberships then become surer: sigma is half of what it should be, and so
-    are the standard errors of the coefficients.
-    """
-    free = local.free.copy()
-    free[1:, local.problem.slots.dispersions] = False
-    return replace(local, free=free)
 
 
 def _factors(
@@ -463,14 +444,6 @@ def _rich(problem: Problem, degree: int, factor: float) -> bool:
     return bool(np.median(effective_rows(windows, problem.rows.weights)) >= RICH * coefficients)
 
 
-def _of_added(fits: LevelFits, problem: Problem, start: Array, bias: str, derivative: int, expert: int) -> Influence:
-    """Influence of the units that a penalty of the gate adds for an expert."""
-    inf = level_influence(fits, 0.0, (), None, derivative, expert)
-    if problem.const.any() and (bias != "none" or fits.local.free.shape[0] > 2):
-        return replace(inf, const=_constants(problem, start, 0.0, None, expert))
-    return inf
-
-
 def level_influence(
     fits: LevelFits,
     power: float,
@@ -480,38 +453,25 @@ def level_influence(
     added: int | None = None,
 ) -> Influence:
     """Influence on all levels or derivatives, NaN where a local likelihood has no maximum."""
-    inf = _main_influence(fits, power, nodes, clusters, derivative, added)
+    local, fit, slots = fits.local, fits.bounded.fit, fits.local.problem.slots
+    held, vary = fits.bounded.held(slots), np.flatnonzero(~local.problem.const)
+    inf = influence(local, fit.coef, power, nodes, clusters, held, derivative, added)
+    inf = _without_lost(inf, fit.converged, vary)
+    if fits.gate is not None and fits.gate_fit is not None:
+        levels, slopes = inf, None
+        if derivative:  # the gate follows the levels of the experts, whatever is wanted of these
+            slopes = inf
+            levels = influence(local, fit.coef, power, (), clusters, held, added=added)
+            levels = _without_lost(levels, fit.converged, vary)
+        inf = gate_influence(fits.gate, fits.gate_fit.coef, levels, power, nodes, clusters, slopes, added)
+        inf = _without_lost(inf, fits.gate_fit.converged, vary[vary >= slots.gates.start])
     if fits.lines is None:
         return inf
+    # Dispersions have their own fits; behind the bands of the other functions they were as these need them.
     local, bounded = fits.lines.local, fits.lines.bounded
-    held, dispersions = bounded.held(local.problem.slots), local.problem.slots.dispersions
-    own = influence(local, bounded.fit.coef, power, nodes, clusters, held, derivative, added)
-    vary = np.arange(local.problem.slots.n)[dispersions][~local.problem.const[dispersions]]
-    return with_functions(inf, _without_lost(own, bounded.fit.converged, vary), dispersions)
-
-
-def _main_influence(
-    fits: LevelFits,
-    power: float,
-    nodes: tuple[Node, ...],
-    clusters: NDArray[np.intp] | None,
-    derivative: int,
-    added: int | None,
-) -> Influence:
-    """The same, of dispersions as they are behind the bands of the other functions."""
-    held = fits.bounded.held(fits.local.problem.slots)
-    inf = influence(fits.local, fits.fit.coef, power, nodes, clusters, held, derivative, added)
-    vary = np.flatnonzero(~fits.local.problem.const)
-    inf = _without_lost(inf, fits.fit.converged, vary)
-    if fits.gate is None or fits.gate_fit is None:
-        return inf
-    levels, slopes = inf, None
-    if derivative:  # the gate follows the levels of the experts, whatever is wanted of these
-        slopes = inf
-        levels = influence(fits.local, fits.fit.coef, power, (), clusters, held, added=added)
-        levels = _without_lost(levels, fits.fit.converged, vary)
-    both = gate_influence(fits.gate, fits.gate_fit.coef, levels, power, nodes, clusters, slopes, added)
-    return _without_lost(both, fits.gate_fit.converged, vary[vary >= fits.local.problem.slots.gates.start])
+    own = influence(local, bounded.fit.coef, power, nodes, clusters, bounded.held(slots), derivative, added)
+    vary = vary[(vary >= slots.dispersions.start) & (vary < slots.dispersions.stop)]
+    return with_functions(inf, _without_lost(own, bounded.fit.converged, vary), slots.dispersions)
 
 
 def _constants(

@@ -489,7 +489,9 @@ def _scanned(space: Space, scoring: _Scoring) -> _Found:
             part = way[first : first + CHUNK]
             logliks, walking = walking.logliks([space.problem(h) for h in part])
             found = found.joined(_Found(np.array(part), logliks, _criterion(logliks, weights), refused))
-            if scorer.members and way is narrower and _long_fallen(found.criterion):
+            value = found.criterion
+            fallen = len(value) > 2 and value[:2].max() < value.max() - FALLEN and value[0] < value[1]
+            if scorer.members and way is narrower and fallen:
                 break
     for _ in range(REFINED):
         finer = [h for h in _between(found.tried, found.best, refused) if space.fault(h) is None]
@@ -498,11 +500,6 @@ def _scanned(space: Space, scoring: _Scoring) -> _Found:
             more = _Found(np.array(finer), logliks[::-1], _criterion(logliks, weights)[::-1], refused)
             found = found.joined(more)
     return found
-
-
-def _long_fallen(criterion: Array) -> bool:
-    """Whether the narrowest two candidates lie far below the best and the criterion falls."""
-    return bool(len(criterion) > 2 and criterion[:2].max() < criterion.max() - FALLEN and criterion[0] < criterion[1])
 
 
 def _between(tried: Array, best: int, refused: list[tuple[float, WindowFault]]) -> list[float]:

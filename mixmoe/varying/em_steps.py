@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array, BoolArray
 from mixmoe.mixture.gate import GatePenalty, Weighted
 from mixmoe.numerics.linalg import log_softmax, logsumexp
-from mixmoe.responses.distribution import Derivatives, Family, Outcome
+from mixmoe.responses.distribution import Family, Outcome
 from mixmoe.responses.exponential import StudentT, is_normal
 from mixmoe.varying.problem import (
     Block,
@@ -384,7 +384,10 @@ def dispersion_step(problem: Problem, coef: Array, resp: Array, natural: Natural
     of row and grid point, and agrees with the local likelihood to second order in the change within a window.
     """
     parts = problem.family.derivatives(problem.rows.outcome, natural.eta, natural.delta)
-    weight, working = _working_dispersion(problem.family, resp, natural.delta, parts)
+    # Of a normal response the curvature, twice the squared residual, is positive everywhere; others need the mean.
+    curved = parts.delta_delta if is_normal(problem.family) else _positive_curvature(parts.delta, parts.delta_delta)
+    weight = resp * curved
+    working = weight * natural.delta + resp * parts.delta  # times the weight
     slots, free = problem.slots, problem.free[:, problem.slots.dispersions]  # (2, K)
     rowwise = np.concatenate([weight, working]).T  # (n, 2K)
     moments = [local_moments(b, b.kernel[None], rowwise, 3)[:, :, 0] for b in blocks(problem.windows)]
@@ -392,14 +395,6 @@ def dispersion_step(problem: Problem, coef: Array, resp: Array, natural: Natural
     target = _local_lines(total[..., : slots.n_experts], total[..., slots.n_experts :], free)
     step = (target - coef[:, :, slots.dispersions]) * free
     return np.clip(step, -DISPERSION_STEP, DISPERSION_STEP)
-
-
-def _working_dispersion(family: Family, resp: Array, delta: Array, parts: Derivatives) -> tuple[Array, Array]:
-    """Weights of the working responses of the log dispersion and their products with them, (K, n) each."""
-    gaussian = is_normal(family)
-    # Of a normal response the curvature, twice the squared residual, is positive everywhere; others need the mean.
-    weight = resp * (parts.delta_delta if gaussian else _positive_curvature(parts.delta, parts.delta_delta))
-    return weight, weight * delta + resp * parts.delta
 
 
 def _local_lines(mass: Array, product: Array, free: BoolArray) -> Array:
@@ -451,7 +446,8 @@ def gate_step(problem: Problem, coef: Array, resp: Array) -> Array:
         # Responsibilities carry the observation weights already; the probabilities get them here.
         residual = resp[1:, block.rows] * block.kernel - weight * prob
         if rows.penalty is not None:  # its units come to the rows, as if memberships were known
-            added = window_prior(rows.penalty, rows, block, _log_gate(zeta), np.stack([free, free])).units
+            log_gate = log_softmax(np.concatenate([np.zeros_like(zeta[:1]), zeta]), axis=0)
+            added = window_prior(rows.penalty, rows, block, log_gate, np.stack([free, free])).units
             residual += weight * unit_score(added, prob)
             weight = weight * (1.0 + added.sum(axis=0))
         gradient = local_moments(block, residual, rows.gate, 2).reshape(-1, 2 * c * m)
@@ -459,11 +455,6 @@ def gate_step(problem: Problem, coef: Array, resp: Array) -> Array:
         step = solve_scaled(matrix, gradient, np.concatenate([free, free]))
         out[block.first : block.last] = _shorten(step.reshape(-1, 2, c * m), problem.scale[slots.gates])
     return out
-
-
-def _log_gate(zeta: Array) -> Array:
-    """Log probabilities of all experts (K, pairs) from the predictors of experts 2 .. K against expert 1."""
-    return log_softmax(np.concatenate([np.zeros_like(zeta[:1]), zeta]), axis=0)
 
 
 def gate_probabilities(zeta: Array) -> Array:

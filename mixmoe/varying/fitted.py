@@ -25,7 +25,7 @@ from mixmoe.inference.uncertainty import CovType, ParamCov, checked_cov_type, wi
 from mixmoe.mixture.estimate import Block, EMFit, Parameter, ParamLayout, Starts
 from mixmoe.output.records import told_apart
 from mixmoe.responses.zero_inflated import shown_dispersion, shown_slope
-from mixmoe.varying.bands import BandSet, LevelProcess, level_process
+from mixmoe.varying.bands import level_process
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.identifiability import find_flags, infinite_gate, n_clusters, separation_flag
 from mixmoe.varying.joint_em import (
@@ -191,7 +191,9 @@ class FittedVCMoE:
         notes = [] if clusters is None else [f"{n_clusters(clusters)} clusters"]
         matrix = point_covariance(self.problem, self.coef, self.points, clusters, bool(correction))
         unit = "row" if clusters is None else "cluster"
-        notes += [f"small-sample correction by the leverage of each {unit}"] if correction else []
+        vary = ~self.problem.const
+        of = "" if vary.all() else " of the functions"
+        notes += [f"small-sample correction{of} by the leverage of each {unit}"] if correction and vary.any() else []
         jacobian = _reported_slopes(self.problem, self.coef, self.points)
         matrix = matrix * np.outer(jacobian, jacobian)
         own: CovType = "robust" if clusters is None else "cluster"
@@ -313,11 +315,6 @@ class FittedVCMoE:
         labels = np.empty(self.problem.rows.n, dtype=np.intp)
         labels[self.data.order] = unit.weighted.argmax(axis=0)
         return labels
-
-    def process(self, bias: str, cov: ParamCov, derivative: int) -> LevelProcess:
-        """Levels or derivatives of all functions with a covariance like `cov`, see `level_process`."""
-        clusters = self.clusters_of(cov.kind)
-        return level_process(self.problem, self.coef, bias, clusters, cov.corrected, derivative, self.searched)
 
     @property
     def searched(self) -> bool:
@@ -469,16 +466,3 @@ def _select(covariance: Array, problem: Problem, const: IntArray, vary: IntArray
     positions = np.concatenate([const, (rows[None, :] * problem.slots.n + vary[:, None]).ravel()]).astype(np.intp)
     flat = covariance.reshape(covariance.shape[0] * covariance.shape[1], -1)
     return flat[np.ix_(positions, positions)]
-
-
-def band_frame_values(bands: BandSet) -> dict[str, Array]:
-    """Limits of bands as arrays (G, R)."""
-    reach, wide = bands.pointwise * bands.se, bands.simultaneous * bands.se
-    return {
-        "center": bands.centre,
-        "std_error": bands.se,
-        "conf_low": bands.centre - reach[0],
-        "conf_high": bands.centre + reach[1],
-        "band_low": bands.centre - wide[0],
-        "band_high": bands.centre + wide[1],
-    }

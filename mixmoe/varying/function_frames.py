@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from mixmoe._typing import Array, BoolArray, IntArray
+from mixmoe._typing import Array, IntArray
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs
 from mixmoe.design.design import Design, used_columns
 from mixmoe.errors import ArgumentError, DesignError
@@ -38,7 +38,7 @@ from mixmoe.varying.bands import (
     with_gate_limits,
 )
 from mixmoe.varying.dispersion_limits import ThetaProfile
-from mixmoe.varying.fitted import FittedVCMoE, band_frame_values
+from mixmoe.varying.fitted import FittedVCMoE
 from mixmoe.varying.joint_em import REFIT, centred, run_em, with_cluster_draw, with_draw
 from mixmoe.varying.problem import Problem, Slots, hermite_matrix
 from mixmoe.varying.setup import checked_numbers
@@ -117,14 +117,15 @@ def checked_index_name(name: str) -> None:
         )
 
 
-def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
-    """Coefficient functions at index values, tidy."""
+def function_frame(model: FittedVCMoE, u: Any, argument: str = "u") -> pd.DataFrame:
+    """Coefficient functions at index values, tidy; `argument` is what these are called in messages."""
     grid, problem = model.problem.windows.grid, model.problem
-    at = np.sort(problem.windows.shown) if u is None else checked_numbers(u, "u")
+    at = np.sort(problem.windows.shown) if u is None else checked_numbers(u, argument)
     inside = np.isfinite(at) & ((problem.rows.period > 0.0) | ((grid[0] <= at) & (at <= grid[-1])))
     if not len(at) or not inside.all():
         raise ArgumentError(
-            f"u must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, with at least one value, got {u!r}"
+            f"{argument} must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, with at least one value, "
+            f"got {at[~inside].tolist() or 'none'}"
         )
     values = levels_at(model, at)
     logs = np.clip(values[:, problem.slots.dispersions], problem.floor, problem.ceiling)  # between grid points
@@ -168,33 +169,46 @@ def band_frame(
         bands = target_bands(process, centred, request.alpha, request.method, width, rng, request.draws)
         if request.of == "coefficients" and not request.derivative:
             bands = with_gate_limits(problem, process.levels, bands, _shown(model, 0))
-    estimate = _target(model, request, profile, model.values(request.derivative)).values
-    values = {"estimate": estimate, **band_frame_values(bands)}
+    reach, wide = bands.pointwise * bands.se, bands.simultaneous * bands.se
+    values = {
+        "estimate": _target(model, request, profile, model.values(request.derivative)).values,
+        "center": bands.centre,
+        "std_error": bands.se,
+        "conf_low": bands.centre - reach[0],
+        "conf_high": bands.centre + reach[1],
+        "band_low": bands.centre - wide[0],
+        "band_high": bands.centre + wide[1],
+    }
     limits = np.zeros(centred.values.shape, dtype=bool)
     if request.of == "coefficients" and not request.derivative:
-        dispersions = _dispersions_shown(model)
-        limits[:, dispersions] = process.limits[:, ~problem.const[problem.slots.dispersions]]
-        values = _without_limits(values, limits)
+        dispersions = np.flatnonzero([model.names.blocks[s] == "residual" for s in _shown(model, 0)])
+        limits[:, dispersions] = process.fits.of_dispersions.limits[:, ~problem.const[problem.slots.dispersions]]
+        # On its limit a dispersion has no standard error, and no limits other than those of its likelihood.
+        values = {name: np.where(limits & (name in _LIMITS), np.nan, value) for name, value in values.items()}
         if theta is not None:
             closed = problem.rows.period > 0.0
             critical = asymptotic_critical(process.fits.local.windows.relative, request.alpha, closed=closed)
             known = np.full(theta.level.shape, np.inf)
             df = process.df[:, problem.slots.dispersions] if model.n_experts > 1 else known
             values = _with_theta_limits(values, theta, dispersions, request.alpha, critical, df)
-        values = _dispersions_shown_as(problem.family, values, dispersions)
+        # Up to here in logs or log odds: now dispersions as they are reported.
+        slope = shown_slope(problem.family, values["center"][:, dispersions])
+        for name, value in values.items():
+            inner = value[:, dispersions]
+            shown = slope * inner if name == "std_error" else shown_dispersion(problem.family, inner)
+            value[:, dispersions] = shown
     if request.of == "probabilities":
         values = _on_link_scale(values, family_named("binomial"), 1.0)
     if profile is not None and request.of in ("experts", "mean"):
         values = _on_link_scale(values, problem.family, _trials(profile))
-    marks = _marks(values, limits, bands.thin)
+    low, high, estimate = (values[name] for name in ("band_low", "band_high", "estimate"))
+    marks = np.where(limits, AT_LIMIT, np.where(np.isnan(low), np.where(bands.thin, THIN, LOST), ""))
+    marks = np.where((estimate < low) | (estimate > high), OUTSIDE, marks)
     order = np.argsort(problem.windows.shown, kind="stable")
-    shown = {name: value[order] for name, value in {**values, "mark": marks}.items()}
-    return _frame(labels, str(model.design.names.index), problem.windows.shown[order], shown)
-
-
-def _without_limits(values: dict[str, Array], limits: BoolArray) -> dict[str, Array]:
-    """Values without standard errors and limits of dispersions (on the log scale) that run to a limit."""
-    return {name: np.where(limits & (name in _LIMITS), np.nan, value) for name, value in values.items()}
+    ordered = {name: value[order] for name, value in {**values, "mark": marks}.items()}
+    frame = _frame(labels, str(model.design.names.index), problem.windows.shown[order], ordered)
+    frame.attrs["bandwidth"] = process.bandwidth
+    return frame
 
 
 def _with_theta_limits(
@@ -212,29 +226,6 @@ def _with_theta_limits(
     for kind, factor in (("conf", float(ndtri(1.0 - alpha / 2.0))), ("band", critical)):
         wide = np.where(np.isfinite(df), student_factor(np.full(df.shape[1], factor), df), factor)
         out[f"{kind}_low"][:, where], out[f"{kind}_high"][:, where] = theta.limits(wide)
-    return out
-
-
-def _marks(values: dict[str, Array], limits: BoolArray, thin: BoolArray) -> NDArray[np.str_]:
-    """What a reader must know about each value: `OUTSIDE`, `AT_LIMIT`, `THIN`, `LOST` or nothing."""
-    low, high, estimate = (values[name] for name in ("band_low", "band_high", "estimate"))
-    out = np.where(np.isnan(low), np.where(thin, THIN, LOST), "")
-    out = np.where(limits, AT_LIMIT, out)
-    return np.where((estimate < low) | (estimate > high), OUTSIDE, out)
-
-
-def _dispersions_shown(model: FittedVCMoE) -> IntArray:
-    """Places of the dispersions among the functions that are shown."""
-    return np.flatnonzero([model.names.blocks[s] == "residual" for s in _shown(model, 0)])
-
-
-def _dispersions_shown_as(family: Family, values: dict[str, Array], where: IntArray) -> dict[str, Array]:
-    """Values with dispersions as they are reported in the place of their logs or log odds."""
-    slope = shown_slope(family, values["center"][:, where])
-    out = {name: value.copy() for name, value in values.items()}
-    for name in out:
-        inner = values[name][:, where]
-        out[name][:, where] = slope * inner if name == "std_error" else shown_dispersion(family, inner)
     return out
 
 

@@ -64,7 +64,10 @@ def facts(results: "VCMoEResults") -> tuple[tuple[str, Cell], ...]:
     model, em = results.model, results.em
     problem, dropped = model.problem, model.design.dropped
     ends = (0.0, problem.rows.period) if problem.rows.period else problem.windows.grid[[0, -1]]
-    span = f"{model.design.names.index}, {ends[0]:.4g} to {ends[1]:.4g}{' (cyclic)' * (problem.rows.period > 0.0)}"
+    span = f"{model.design.names.index}, {ends[0]:.4g} to {ends[1]:.4g}"
+    if problem.rows.period:
+        turns = float(np.ptp(model.design.frame[str(model.design.names.index)].to_numpy(float))) / problem.rows.period
+        span += f" (cyclic; the data go round {turns:.3g} times)" if turns > 1.0 else " (cyclic)"
     return (
         ("Formula", model.formula.text),
         ("Family", problem.family.name),
@@ -126,7 +129,16 @@ def notes(results: "VCMoEResults") -> tuple[str, ...]:
     """What a reader must know: the covariance, and each flag of the fit."""
     cov = results.cov
     about = f"Standard errors: {DESCRIPTIONS[cov.kind]}{'; ' + cov.note if cov.note else ''}."
-    return (about, *results._more_notes, *(flag.message for flag in results.flags))
+    penalty = results.model.problem.rows.penalty
+    penalised = (
+        ()
+        if penalty is None or results.model.n_experts == 1
+        else (
+            f"Gate penalised by {penalty.described}: functions, standard errors and bands are of the penalised local "
+            "log-likelihoods; log-likelihood and criteria are without the penalty.",
+        )
+    )
+    return (about, *penalised, *(flag.message for flag in results.flags))
 
 
 def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tuple[Table, ...]:
@@ -135,6 +147,12 @@ def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tu
     if part.empty:
         return ()
     columns = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
+    infinite = _infinite_names(model)
+    blank = [str(name) for name in part.index[part["std_error"].isna()] if name not in infinite]
+    unidentified = (
+        f"No valid standard error for {', '.join(blank)}: on the boundary or not identified, alone or within a window "
+        "of the index in which a local fit is not.",
+    ) * bool(blank)
     return (
         Table(
             key="constants",
@@ -143,27 +161,8 @@ def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tu
             index=tuple(str(name) for name in part.index),
             cells=tuple(tuple(_cell(v) for v in row) for row in part[list(columns)].to_numpy(dtype=float)),
             formats=("num", "num", ".3f", "p", "num", "num"),
-            notes=_blank_constants(model, part["std_error"]),
+            notes=(*_infinite_note([name for name in infinite if name in part.index], ""), *unidentified),
         ),
-    )
-
-
-def _blank_constants(model: FittedVCMoE, errors: pd.Series) -> tuple[str, ...]:
-    """Why constants have no standard errors."""
-    infinite = _infinite_names(model)
-    blank = [str(name) for name in errors.index[errors.isna()] if name not in infinite]
-    return (
-        *_infinite_note([name for name in infinite if name in errors.index], ""),
-        *_unidentified_note(blank),
-    )
-
-
-def _unidentified_note(names: Sequence[str]) -> tuple[str, ...]:
-    if not names:
-        return ()
-    return (
-        f"No valid standard error for {', '.join(names)}: on the boundary or not identified, alone or within a window "
-        "of the index in which a local fit is not.",
     )
 
 
@@ -211,7 +210,7 @@ def places(model: FittedVCMoE, at: Any) -> Places:
     if at is None:
         return Places(model.points_shown(3), None, {})
     values = np.unique(checked_numbers(at, "at"))
-    frame = function_frame(model, values)
+    frame = function_frame(model, values, "at")
     estimates = {str(name): part["estimate"].to_numpy() for name, part in frame.groupby("coefficient", sort=False)}
     return Places(told_apart(values.tolist(), 3), values, estimates)
 
@@ -247,13 +246,15 @@ def function_tables(
     varying = [name for name in _infinite_names(model) if name in set(bands["coefficient"])]
     infinite = _infinite_note(varying, f"{INFINITE_MARK} ")
     *others, last = [table for table in tables if table.index]
-    about = _about_functions(index, alpha, p_values is not None)
+    about = _about_functions(index, alpha, p_values is not None, _own_bandwidth(model, bands))
     return (*others, replace(last, notes=(about, *infinite, *band_notes(model, bands, flags))))
 
 
 def _ranges(model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None) -> Table:
     """Smallest and largest value of each function, and the test that it is constant (if any)."""
-    names, cells, infinite = [], [], _infinite_names(model)
+    names: list[str] = []
+    cells: list[tuple[Cell, ...]] = []
+    infinite = _infinite_names(model)
     for name, part in bands.groupby("coefficient", sort=False):
         estimate = part["estimate"].to_numpy()
         show = value_format(float(np.abs(estimate).max()))
@@ -262,6 +263,9 @@ def _ranges(model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, floa
         names.append(str(name))
         cells.append((f"{show(estimate.min())}{mark}", f"{show(estimate.max())}{mark}", *test))
     tested = p_values is not None
+    if p_values is not None and "all" in p_values:  # many small changes may say together what none says alone
+        names.append("all")
+        cells.append((None, None, p_values["all"]))
     return Table(
         key="functions",
         title=f"Functions of {model.design.names.index}" + (": range, test of constancy" if tested else ": range"),
@@ -272,7 +276,13 @@ def _ranges(model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, floa
     )
 
 
-def _about_functions(index: str, alpha: float, tested: bool) -> str:
+def _own_bandwidth(model: FittedVCMoE, bands: pd.DataFrame) -> str:
+    """The bandwidth of the bands, if it is not that of the functions."""
+    fitted, own = model.problem.windows.bandwidth, float(bands.attrs["bandwidth"])
+    return "" if np.isclose(own, fitted) else f" at bandwidth {own:.4g}"
+
+
+def _about_functions(index: str, alpha: float, tested: bool, at: str) -> str:
     """What the columns and the lines of limits in the tables of functions are."""
     test = (
         "P const.: asymptotic GLR test that the function is constant; test_varying() has the bootstrap, which assumes "
@@ -284,7 +294,7 @@ def _about_functions(index: str, alpha: float, tested: bool) -> str:
     )
     return (
         f"Lower, upper: {100 * (1.0 - alpha):g} % simultaneous bands over the whole range of {index}, robust bias "
-        f"correction. {test if tested else untested}"
+        f"correction{at}. {test if tested else untested}"
     )
 
 
@@ -299,7 +309,7 @@ def band_notes(model: FittedVCMoE, bands: pd.DataFrame, flags: Sequence[Flag]) -
     wanting = bool(bands["mark"].isin([LOST, THIN]).any()) or any(flag.code in WANTS_WIDER for flag in flags)
     found = (
         lost_bands(bands, wide),
-        thin_bands(bands, wide),
+        thin_bands(bands, wide, windows.period > 0.0),
         limited_bands(bands),
         wide_bands(windows.bandwidth, wanting) if wide else None,
         outside_bands(bands, wanting),
@@ -326,12 +336,12 @@ def wide_bands(bandwidth: float, wanting: bool) -> str:
     )
 
 
-def thin_bands(bands: pd.DataFrame, wide: bool) -> str | None:
+def thin_bands(bands: pd.DataFrame, wide: bool, closed: bool) -> str | None:
     """In words: for which functions there are no bands because too few rows carry them; None if enough do."""
     where = _marked(bands, THIN)
     return where and (
         f"Bands hold over the range of the index that the rows support; there are none {where}, where standard errors "
-        f"have fewer than {LEAST_DF:g} degrees of freedom, as at thin ends of the index; use "
+        f"have fewer than {LEAST_DF:g} degrees of freedom{'' if closed else ', as at thin ends of the index'}; use "
         f"{'fewer experts or terms' if wide else 'a larger bandwidth'}."
     )
 
@@ -457,7 +467,9 @@ def curves(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) -> tu
     if table is None:
         raise ArgumentError(f"there is no search to draw, {kind}={getattr(results, kind):.4g}; use {kind}='cv'")
     index = results.model.design.names.index
-    return bandwidth_curves(table, "span" if results.span else f"{kind.replace('_', ' ')} ({index})")
+    x, y, se = (table[c].to_numpy() for c in ("bandwidth", "criterion", "std_error"))
+    label = "span" if results.span else f"{kind.replace('_', ' ')} ({index})"
+    return (Curve("", "", x, y, y - se, y + se, xlabel=label, ylabel="held-out log-likelihood per row"),)
 
 
 def band_curves(
@@ -474,9 +486,12 @@ def band_curves(
         Those of `VCMoEResults.bands` that were given.
     """
     curves = []
+    constant = {model.names.terms[s] for s in np.flatnonzero(model.problem.const)}
     for of, frame in frames.items():
         if of == "coefficients":
             frame = frame[frame["block"] != "gate"]
+        if of == "differences" and not set(frame["term"]) <= constant:  # those of constants are no curves
+            frame = frame[~frame["term"].isin(constant)]
         for name, part in frame.groupby("coefficient", sort=False):
             curves.append(_curve(model, of, str(name), part, options))
     return tuple(curves)
@@ -530,9 +545,3 @@ def _value_label(model: FittedVCMoE, of: str, options: Mapping[str, Any]) -> str
     ]
     lines = [", ".join(at[i : i + _IN_A_LINE]) for i in range(0, min(len(at), 2 * _IN_A_LINE), _IN_A_LINE)]
     return "\n".join([label, *lines]) + (" ..." if len(at) > 2 * _IN_A_LINE else "")
-
-
-def bandwidth_curves(selection: pd.DataFrame, xlabel: str) -> tuple[Curve, ...]:
-    """The cross-validated criterion against the bandwidth, with one standard error."""
-    x, y, se = (selection[c].to_numpy() for c in ("bandwidth", "criterion", "std_error"))
-    return (Curve("", "", x, y, y - se, y + se, xlabel=xlabel, ylabel="held-out log-likelihood per row"),)

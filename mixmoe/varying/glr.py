@@ -55,8 +55,9 @@ class GLRTest:
         Held constant under the null.
     statistic : float
         Log-likelihood of the fit minus that of the null fit, with weights that sum to the effective number of rows.
-    df : float
-        Degrees of freedom of the scaled chi-square that the null distribution is, or resembles.
+    scale, df : float
+        The null distribution is, or resembles, that of a chi-square with `df` degrees of freedom over `scale`: but for
+        ``method="bootstrap"``, whose p-value counts draws, ``pvalue = chi2.sf(scale * statistic, df)``.
     pvalue : float
     method : str
     n_boot : int
@@ -69,6 +70,7 @@ class GLRTest:
 
     functions: tuple[str, ...]
     statistic: float
+    scale: float
     df: float
     pvalue: float
     method: str
@@ -80,9 +82,10 @@ class GLRTest:
     def __str__(self) -> str:
         held = ", ".join(self.functions) if len(self.functions) < 6 else f"{len(self.functions)} functions"
         how = f"{self.method}, {self.n_boot} draws" if self.n_boot else self.method
+        law = f"scale {self.scale:.2f}, df {self.df:.2f}"
         return printed_lines(
             f"GLR test, constant under the null: {held}",
-            f"statistic {self.statistic:.3f}, df {self.df:.2f}, p-value {self.pvalue:.4f} ({how})",
+            f"statistic {self.statistic:.3f}, {law}, p-value {self.pvalue:.4f} ({how})",
         )
 
 
@@ -140,7 +143,7 @@ def test_table(model: FittedVCMoE, names: Sequence[str], request: GLRRequest, rn
     Returns
     -------
     DataFrame
-        Index: coefficient. Columns statistic, df, p_value, method, n_boot; NaN where a function is infinite.
+        Index: coefficient. Columns statistic, scale, df, p_value, method, n_boot; NaN where a function is infinite.
     """
     larger, rows = joint_fit(model), {}
     # Draws have a bar of their own for each test.
@@ -148,18 +151,19 @@ def test_table(model: FittedVCMoE, names: Sequence[str], request: GLRRequest, rn
         for name in names:
             test = _tested(model, larger, named_slots(model, name), request, rng)
             rows[name] = (
-                (np.nan, np.nan, np.nan, request.method, 0)
+                (np.nan, np.nan, np.nan, np.nan, request.method, 0)
                 if isinstance(test, InvalidTest)
-                else (test.statistic, test.df, test.pvalue, test.method, test.n_boot)
+                else (test.statistic, test.scale, test.df, test.pvalue, test.method, test.n_boot)
             )
             bar.update()
-    columns = ["statistic", "df", "p_value", "method", "n_boot"]
+    columns = ["statistic", "scale", "df", "p_value", "method", "n_boot"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("coefficient")
 
 
 def asymptotic_p_values(model: FittedVCMoE, progress: bool | None = None) -> Mapping[str, float]:
-    """P-values of constancy by name of the function, each on its own."""
+    """P-values of constancy by name of the function, each on its own, and ``"all"`` of all together."""
     names, request = varying_names(model), GLRRequest("asymptotic", progress=progress)
+    names = [*names, "all"] if len(names) > 1 else names
     table = test_table(model, names, request, np.random.default_rng(0)) if names else pd.DataFrame({"p_value": []})
     return {str(name): float(p) for name, p in table["p_value"].items()}
 
@@ -229,17 +233,18 @@ def _tested(
     names = tuple(model.names.full[s] for s in slots)
     if method == "asymptotic":
         law = null_law(problem, larger.run.coef, slots)
-        p_value, df = float(chi2.sf(law.scale * max(statistic, 0.0), law.df)), law.df
-        return GLRTest(names, statistic, df, p_value, method, 0, larger.run.loglik, null.loglik, np.zeros(0))
-    draws = request.draws
-    values = per_row * null_draws(problem, null.coef, slots, draws, rng, request.n_jobs, request.progress)
-    law = scaled_chi_square(float(values.mean()), float(values.var(ddof=1)))
+        draws, values = 0, np.zeros(0)
+    else:
+        draws = request.draws
+        values = per_row * null_draws(problem, null.coef, slots, draws, rng, request.n_jobs, request.progress)
+        law = scaled_chi_square(float(values.mean()), float(values.var(ddof=1)))
     if method == "bootstrap":
         # One is added to both: under the null the observed statistic is one more draw, all equally likely.
         p_value = (1.0 + float((values >= statistic).sum())) / (draws + 1.0)
     else:
         p_value = float(chi2.sf(law.scale * max(statistic, 0.0), law.df))
-    return GLRTest(names, statistic, law.df, p_value, method, draws, larger.run.loglik, null.loglik, values)
+    logliks = larger.run.loglik, null.loglik
+    return GLRTest(names, statistic, law.scale, law.df, p_value, method, draws, *logliks, values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -456,18 +456,13 @@ def superfluous(rows: Rows, design: Array, const: BoolArray, knots: Array) -> Ar
     held, varying = design[:, const] * root, design[:, ~const] * root
     basis = hermite_matrix(knots, float(np.ptp(knots)), rows.index)
     functions = sparse.hstack([basis.multiply(column[:, None]) for column in varying.T]).tocsr()
-    unit, upper = np.linalg.qr(_left_by(held, varying))
+    inside, beside = _unit(held), _unit(varying)
+    unit, upper = np.linalg.qr(inside - beside @ np.linalg.lstsq(beside, inside, rcond=None)[0])
     values, vectors = np.linalg.eigh(_squares_left(unit, functions))
     if values[0] >= LEFT:
         return None
     coefficients = np.linalg.lstsq(upper, vectors[:, 0], rcond=None)[0]
     out: Array = np.abs(coefficients) * np.sqrt(np.einsum("ij,ij->j", upper, upper))
-    return out
-
-
-def _left_by(columns: Array, others: Array) -> Array:
-    """Residuals of the least-squares fit of columns, scaled to unit length, by others."""
-    out: Array = _unit(columns) - _unit(others) @ np.linalg.lstsq(_unit(others), _unit(columns), rcond=None)[0]
     return out
 
 

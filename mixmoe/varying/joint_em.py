@@ -130,11 +130,16 @@ def _solutions(problem: Problem, linear: NDArray[np.bool_], n_starts: int, rng: 
     """Best distinct mixtures in which the functions marked `linear` are lines and the others constants."""
     slots, rows = problem.slots, problem.rows.take(_every_few(problem.rows))
     centre, width = float(rows.index.mean()), max(float(np.ptp(rows.index)) / 2.0, np.finfo(float).tiny)
-    wide = _wide_rows(rows, centre, width) if linear.any() else rows
-    wide_slots = Slots(slots.n_experts, wide.design.shape[1], wide.gate.shape[1], slots.has_dispersion)
-    active = _active(slots, linear) if linear.any() else np.ones(slots.n, dtype=bool)
-    scale = np.concatenate([_doubled(problem.scale[slots.experts], slots.n_experts), np.ones(wide_slots.n)])
-    scale = scale[: wide_slots.n] if linear.any() else problem.scale
+    wide, wide_slots, active, scale = rows, slots, np.ones(slots.n, dtype=bool), problem.scale
+    if linear.any():  # every column, and its product with the standardised index
+        v = ((rows.index - centre) / width)[:, None]
+        wide = replace(
+            rows, design=np.hstack([rows.design, rows.design * v]), gate=np.hstack([rows.gate, rows.gate * v])
+        )
+        wide_slots = replace(slots, n_expert_columns=wide.design.shape[1], n_gate_columns=wide.gate.shape[1])
+        active, scale = _active(slots, linear), np.ones(wide_slots.n)
+        of_experts = problem.scale[slots.experts].reshape(slots.n_experts, 1, -1)
+        scale[wide_slots.experts] = np.repeat(of_experts, 2, axis=1).ravel()
     starts = 1 if slots.n_experts == 1 else n_starts
     theta = _first_theta(problem, wide, wide_slots, active, starts, scale, rng)
     theta, logliks = _lockstep(problem, wide, wide_slots, active, theta, scale)
@@ -146,17 +151,6 @@ def _solutions(problem: Problem, linear: NDArray[np.bool_], n_starts: int, rng: 
 def _every_few(rows: Rows) -> NDArray[np.intp]:
     """Rows spread evenly along the index, at most `MANY`: starts need no more."""
     return np.arange(0, rows.n, -(-rows.n // MANY))
-
-
-def _wide_rows(rows: Rows, centre: float, width: float) -> Rows:
-    """Rows whose designs carry every column and its product with the standardised index."""
-    v = ((rows.index - centre) / width)[:, None]
-    design, gate = np.hstack([rows.design, rows.design * v]), np.hstack([rows.gate, rows.gate * v])
-    return Rows(rows.outcome, design, gate, rows.index, rows.offset, rows.weights, rows.period, penalty=rows.penalty)
-
-
-def _doubled(values: Array, groups: int) -> Array:
-    return np.repeat(values.reshape(groups, 1, -1), 2, axis=1).ravel()
 
 
 def _active(slots: Slots, linear: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -347,7 +341,7 @@ def label_flag(design: Design, order: NDArray[np.intp], problem: Problem, natura
     Notes
     -----
     Functions of the index, the same for all rows of a cell, are exchanged as constants are. A dispersion, which is a
-    function of the index alone, stays as it is.
+    function of the index alone, stays with its expert in the other cells, and follows the exchange by a factor.
     """
     slots, rows = problem.slots, problem.rows
     if slots.n_experts == 1:
@@ -365,7 +359,25 @@ def label_flag(design: Design, order: NDArray[np.intp], problem: Problem, natura
         swapped[[first, second]] = second, first
         delta = natural.delta[swapped] if slots.has_dispersion else natural.delta
         exchanged[first, second] = weighted(replace(natural, delta=delta))
-    found = cheapest_exchange(cells, weighted(natural), exchanged)
+    here = weighted(natural)
+    found = cheapest_exchange(cells, here, exchanged)
+    if slots.has_dispersion and found.drop > 0.0:
+        own = np.broadcast_to(np.arange(slots.n_experts)[:, None], natural.delta.shape)
+        other = np.arange(slots.n_experts)
+        other[list(found.experts)] = found.experts[::-1]
+        labels = np.where(cells == found.cell, other[:, None], own)  # whose dispersion each expert has, (K, n)
+
+        def highest(labels: IntArray) -> float:
+            """Log-likelihood with dispersions by these labels, times one factor for each."""
+            delta, bounds = np.take_along_axis(natural.delta, labels, axis=0), [(-2.0, 2.0)] * slots.n_experts
+
+            def deviance(shift: Array) -> float:
+                return -float(weighted(replace(natural, delta=delta + shift[labels])).sum())
+
+            start = np.zeros(slots.n_experts)
+            return -float(minimize(deviance, start, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-13}).fun)
+
+        found = replace(found, drop=highest(own) - highest(labels))
     in_design = np.empty(rows.n, dtype=np.intp)
     in_design[order] = cells
     return ambiguity_flag(design, in_design, slots.n_experts, found, "" if problem.const.all() else "const({})")
@@ -503,12 +515,8 @@ def _evaluate(problem: Problem, coef: Array) -> _State:
     natural = own_natural(problem, coef)
     post = posterior(problem.rows, problem.family, natural)
     image = em_step(problem, coef, natural, post)
-    return _State(coef, image, float(post.loglik), relative_change(problem, coef, image))
-
-
-def relative_change(problem: Problem, before: Array, after: Array) -> float:
-    """Largest change of a level or slope relative to the scale of its function."""
-    return float((np.abs(after - before).max(axis=(0, 1)) / problem.scale).max())
+    change = float((np.abs(image - coef).max(axis=(0, 1)) / problem.scale).max())
+    return _State(coef, image, float(post.loglik), change)
 
 
 class Anderson:
@@ -563,7 +571,10 @@ def run_em(problem: Problem, start: Array, control: Control) -> Run:
     slack = SLACK * problem.rows.weights.sum()
     trace, accepted, iteration = [state.loglik], state, 0
     least = control.gain * problem.rows.weights.sum()
-    while iteration < control.max_iter and state.change >= control.tolerance and not _stalled(trace, least):
+    while iteration < control.max_iter and state.change >= control.tolerance:
+        recent = np.abs(np.diff(trace[-STALLED - 1 :]))
+        if len(recent) == STALLED and (recent < least).all():
+            break
         iteration += 1
         proposal = accelerator.propose(state.coef.ravel(), state.image.ravel()).reshape(start.shape)
         state = _evaluate(problem, limit_dispersion(problem, proposal))
@@ -578,12 +589,6 @@ def run_em(problem: Problem, start: Array, control: Control) -> Run:
     final = posterior(problem.rows, problem.family, own_natural(problem, image))
     converged = bool(change < control.tolerance)
     return Run(image, float(final.loglik), np.array(trace), converged, change, np.array([float(final.loglik)]))
-
-
-def _stalled(trace: list[float], least: float) -> bool:
-    """Whether each of the last few iterations changed the log-likelihood by less than `least`."""
-    recent = np.abs(np.diff(trace[-STALLED - 1 :]))
-    return len(recent) == STALLED and bool((recent < least).all())
 
 
 def fit_functions(problem: Problem, control: Control, rng: np.random.Generator, start: Array | None = None) -> Run:
@@ -652,19 +657,16 @@ class Centring:
     expert_intercept: int
     gate_intercept: int
 
-    def inwards(self, slots: Slots, coef: Array) -> Array:
-        """Coefficients (..., L) of the original problem as those of the centred problem."""
-        return self._moved(slots, coef, 1.0)
-
     def outwards(self, slots: Slots, coef: Array) -> Array:
         """Coefficients (..., L) of the centred problem as those of the original problem."""
-        return self._moved(slots, coef, -1.0)
+        return self.inwards(slots, coef, -1.0)
 
     def matrix(self, slots: Slots) -> Array:
         """Coefficients of the original problem from those of the centred problem, shape (L, L)."""
         return self.outwards(slots, np.eye(slots.n)).T
 
-    def _moved(self, slots: Slots, coef: Array, sign: float) -> Array:
+    def inwards(self, slots: Slots, coef: Array, sign: float = 1.0) -> Array:
+        """Coefficients (..., L) of the original problem as those of the centred problem; with a minus the way back."""
         out = coef.copy()
         for c in range(slots.n_experts):
             if self.expert_intercept >= 0:
@@ -712,19 +714,13 @@ def _around_means(design: Array, weights: Array, const: BoolArray) -> tuple[Arra
     intercept = int(still[0])
     means = np.average(design, axis=0, weights=weights)
     fixed = const[:, [intercept]] & ~const
-    means[fixed.any(axis=0) | _of_groups(design)] = 0.0
+    # Columns that are zero outside a group of rows, indicators and others: their origin is the reference group. A
+    # coefficient that runs off in one group would take a centred intercept along.
+    groups = [column != 0.0 for column in design.T if set(np.unique(column)) == {0.0, 1.0}]
+    inside = [any(not column[~group].any() for group in groups) for column in design.T]
+    means[fixed.any(axis=0) | np.array(inside)] = 0.0
     means[still] = 0.0
     return design - means, means / design[0, intercept], intercept
-
-
-def _of_groups(design: Array) -> BoolArray:
-    """Columns that are zero outside a group of rows: indicators, and other columns within one.
-
-    Their origin is the reference group. A coefficient that runs off in one group would take a centred intercept along.
-    """
-    groups = [column != 0.0 for column in design.T if set(np.unique(column)) == {0.0, 1.0}]
-    inside = [[not column[~group].any() for group in groups] for column in design.T]
-    return np.array([any(row) for row in inside], dtype=np.bool_)
 
 
 def run_around_means(problem: Problem, start: Array, control: Control) -> Run:

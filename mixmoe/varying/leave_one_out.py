@@ -249,16 +249,13 @@ def left_out_of_experts(problem: Problem, coef: Array, factors: Array) -> Array:
         own = [*range(slots.n)[slots.expert(k)], *([slots.dispersions.start + k] if slots.has_dispersion else [])]
         rows = problem.rows.with_weights(resp[k])
         alone = replace(problem, rows=rows, slots=one, const=problem.const[own], scale=problem.scale[own])
-        problems = [_with_windows(alone, float(factor)) for factor in factors]
+        problems = []
+        for factor in factors:
+            windows = alone.windows.with_grid(alone.windows.grid, float(factor))
+            levels = hermite_matrix(windows.grid, windows.bandwidth, rows.index, rows.period)
+            problems.append(replace(alone, windows=windows, gate_windows=windows, levels=levels, gate_levels=levels))
         out += resp[k] * left_out_chain(problems, State(alone, coef[:, :, own])).logliks
     return out
-
-
-def _with_windows(problem: Problem, factor: float) -> Problem:
-    """The problem with windows of another width for all functions."""
-    windows = problem.windows.with_grid(problem.windows.grid, factor)
-    levels = hermite_matrix(windows.grid, windows.bandwidth, problem.rows.index, problem.rows.period)
-    return replace(problem, windows=windows, gate_windows=windows, levels=levels, gate_levels=levels)
 
 
 def fold_chain(problems: list[Problem], held: IntArray, state: State) -> Chain:

@@ -13,6 +13,7 @@ Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications,
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,13 +61,13 @@ class Part:
     ----------
     slots : ndarray of int, shape (members, q)
         Coefficient functions behind each member.
-    owners : ndarray of int, shape (members,)
-        Expert of each member.
+    where : slice
+        Of the members among the natural parameters of a row.
     design : ndarray, shape (n, q)
     """
 
     slots: NDArray[np.intp]
-    owners: NDArray[np.intp]
+    where: slice
     design: Array
 
 
@@ -181,21 +182,17 @@ def build_local(
     order = problem.order + degree - 1
     order[problem.slots.dispersions] = problem.order[problem.slots.dispersions]
     free = (np.arange(degree + 1)[:, None] <= order) & ~problem.const
-    if held is None:
-        return Local(problem, windows, free, _parts(problem))
-    free[:, : problem.slots.gates.start] = False
-    return Local(problem, windows, free, _parts(problem), own_natural(problem, held))
-
-
-def _parts(problem: Problem) -> tuple[Part, ...]:
     slots, rows = problem.slots, problem.rows
-    k, every = slots.n_experts, np.arange(slots.n)
-    parts = [Part(every[slots.experts].reshape(k, -1), np.arange(k), rows.design)]
+    k, every, d = slots.n_experts, np.arange(slots.n), slots.n_experts * (1 + slots.has_dispersion)
+    parts = [Part(every[slots.experts].reshape(k, -1), slice(0, k), rows.design)]
     if slots.has_dispersion:
-        parts.append(Part(every[slots.dispersions].reshape(k, 1), np.arange(k), np.ones((rows.n, 1))))
+        parts.append(Part(every[slots.dispersions].reshape(k, 1), slice(k, d), np.ones((rows.n, 1))))
     if k > 1:
-        parts.append(Part(every[slots.gates].reshape(k - 1, -1), np.arange(1, k), rows.gate))
-    return tuple(parts)
+        parts.append(Part(every[slots.gates].reshape(k - 1, -1), slice(d, d + k - 1), rows.gate))
+    if held is None:
+        return Local(problem, windows, free, tuple(parts))
+    free[:, : slots.gates.start] = False
+    return Local(problem, windows, free, tuple(parts), own_natural(problem, held))
 
 
 def local_start(local: Local, coef: Array) -> Array:
@@ -346,8 +343,8 @@ def local_gradient(local: Local, block: Block, terms: NaturalTerms) -> Array:
     n_powers, n_slots = local.free.shape
     out = np.zeros((block.last - block.first, n_powers, n_slots))
     score = terms.penalised_score
-    for part, where in zip(local.parts, part_positions(local), strict=True):
-        values = score[where] * terms.kernel
+    for part in local.parts:
+        values = score[part.where] * terms.kernel
         moments = local_moments(block, values, part.design, n_powers)
         out[:, :, part.slots.ravel()] = moments.reshape(*moments.shape[:2], -1)
     return out * local.free
@@ -370,11 +367,17 @@ def full_information(local: Local, block: Block, natural: Array, kernel: Array) 
     """
     d, n_slots = local.free.shape
     out = np.zeros((block.last - block.first, d, n_slots, d, n_slots))
-    positions = part_positions(local)
     # By pairs of parts: each has one design, so moments of natural information times products of columns suffice.
-    for i, a in enumerate(local.parts):
-        for j, b in enumerate(local.parts):
-            _place(out, block, natural[positions[i], positions[j]] * kernel, a, b)
+    for a, b in product(local.parts, repeat=2):
+        values = natural[a.where, b.where] * kernel
+        products = (a.design[:, :, None] * b.design[:, None, :]).reshape(len(a.design), -1)
+        # Only the sum of the powers of t matters: 2D - 1 moments fill all D^2 blocks.
+        moments = local_moments(block, values.reshape(-1, values.shape[-1]), products, 2 * d - 1)
+        shape = (len(out), 2 * d - 1, *values.shape[:2], a.design.shape[1], b.design.shape[1])
+        moments = moments.reshape(shape).transpose(0, 1, 2, 4, 3, 5)
+        moments = moments.reshape(len(out), 2 * d - 1, a.slots.size, b.slots.size)
+        for s, r in product(range(d), repeat=2):
+            out[:, s, a.slots.ravel()[:, None], r, b.slots.ravel()] = moments[:, s + r]
     return out.reshape(len(out), d * n_slots, d * n_slots)
 
 
@@ -391,36 +394,10 @@ def local_information(local: Local, block: Block, natural: Array, kernel: Array)
     return masked_information(full_information(local, block, natural, kernel), local.free.ravel())
 
 
-def _place(out: Array, block: Block, values: Array, a: Part, b: Part) -> None:
-    """Put the blocks of one pair of parts into the information, in place."""
-    d = out.shape[1]
-    members = values.shape[:2]
-    products = (a.design[:, :, None] * b.design[:, None, :]).reshape(len(a.design), -1)
-    # Only the sum of the powers of t matters: 2D - 1 moments fill all D^2 blocks.
-    moments = local_moments(block, values.reshape(-1, values.shape[-1]), products, 2 * d - 1)
-    shape = (len(out), 2 * d - 1, *members, a.design.shape[1], b.design.shape[1])
-    moments = moments.reshape(shape).transpose(0, 1, 2, 4, 3, 5)
-    moments = moments.reshape(len(out), 2 * d - 1, a.slots.size, b.slots.size)
-    for s in range(d):
-        for r in range(d):
-            out[:, s, a.slots.ravel()[:, None], r, b.slots.ravel()] = moments[:, s + r]
-
-
-def part_positions(local: Local) -> list[slice]:
-    """Where each part lies among the natural parameters."""
-    stops = np.cumsum([len(p.owners) for p in local.parts])
-    return [slice(int(stop - len(p.owners)), int(stop)) for p, stop in zip(local.parts, stops, strict=True)]
-
-
 def local_loglik(block: Block, terms: NaturalTerms) -> Array:
     """Local log-likelihoods of a block, with the log prior of the gate if there is one, shape (g,)."""
     value = local_moments(block, (terms.kernel * terms.logdensity)[None], np.ones((block.n, 1)), 1)[:, 0, 0, 0]
     return value if terms.prior is None else value + terms.prior.value
-
-
-def all_finite(matrices: Array) -> BoolArray:
-    """Whether each matrix of a stack is finite."""
-    return np.asarray(np.isfinite(matrices).all(axis=(-2, -1)), dtype=np.bool_)
 
 
 def unit_diagonal(matrix: Array) -> tuple[Array, Array]:
@@ -429,7 +406,7 @@ def unit_diagonal(matrix: Array) -> tuple[Array, Array]:
     One that is not finite or has no curvature in some direction becomes minus the identity: not positive definite.
     """
     symmetric = 0.5 * (matrix + np.swapaxes(matrix, -1, -2))
-    usable = all_finite(symmetric) & (np.einsum("gii->gi", symmetric) > LEAST_CURVATURE).all(axis=1)
+    usable = np.isfinite(symmetric).all(axis=(1, 2)) & (np.einsum("gii->gi", symmetric) > LEAST_CURVATURE).all(axis=1)
     safe = np.where(usable[:, None, None], symmetric, -np.eye(symmetric.shape[1]))
     root = 1.0 / np.sqrt(np.abs(np.einsum("gii->gi", safe)))
     return safe * root[:, :, None] * root[:, None, :], root
@@ -450,12 +427,12 @@ def local_pieces(local: Local, coef: Array) -> Iterator[tuple[Block, NaturalTerm
 def natural_design(local: Local, rows: slice | NDArray[np.intp], t: Array) -> Array:
     """Derivatives of the natural parameters of rows by the local coefficients, (w, d, D L)."""
     d, n_slots = local.free.shape
-    out = np.zeros((len(t), sum(len(p.owners) for p in local.parts), d, n_slots))
+    out = np.zeros((len(t), local.parts[-1].where.stop, d, n_slots))
     powers = t[:, None] ** np.arange(d)  # (w, D)
-    for part, where in zip(local.parts, part_positions(local), strict=True):
+    for part in local.parts:
         x = part.design[rows][:, None, :] * powers[:, :, None]  # (w, D, q)
-        for j, slot in enumerate(range(where.start, where.stop)):
-            out[:, slot, :, part.slots[j]] = np.moveaxis(x, -1, 0)
+        for j, slots in enumerate(part.slots):
+            out[:, part.where.start + j, :, slots] = np.moveaxis(x, -1, 0)
     return out.reshape(len(t), -1, d * n_slots)
 
 
@@ -634,7 +611,8 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
     has its maximum; without success it keeps the start and is reported. An expert that has run off everywhere, as the
     zero state of counts with too many zeros does, stays where it is.
     """
-    local = _without_unknown(local, start)
+    everywhere = without_information(local, start).all(axis=0)
+    local = replace(local, free=local.free & ~everywhere)
     coef, done, todo = start.copy(), np.zeros(len(start), dtype=bool), np.arange(len(start))
     # Rounds: most points converge at once, and go on costing nothing while the slow ones are iterated.
     for n_iter in NEWTON_ROUNDS:
@@ -647,8 +625,12 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
             break
     lost = ~done | ~np.isfinite(coef).all(axis=(1, 2))
     # Maxima spread from neighbour to neighbour into gaps; each pass must win a point, so that it ends.
+    every = np.arange(len(lost))
+    left, right = np.maximum(every - 1, 0), np.minimum(every + 1, len(lost) - 1)
     while lost.any() and not lost.all():
-        at, beside = _beside(lost)
+        near = np.where(lost[left], right, left)
+        at = every[lost & ~lost[near]]
+        beside = near[at]
         again = _carried(local, coef, at, beside)
         found = again.converged
         if not found.any():
@@ -656,21 +638,6 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
         coef[at[found]], lost[at[found]] = again.coef[found], False
     coef[lost] = start[lost]
     return LocalFit(coef, ~lost)
-
-
-def _without_unknown(local: Local, start: Array) -> Local:
-    """The local problem without the coefficients of experts that have run off at every grid point."""
-    everywhere = without_information(local, start).all(axis=0)
-    return replace(local, free=local.free & ~everywhere) if everywhere.any() else local
-
-
-def _beside(lost: BoolArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Lost grid points that have a neighbour with a maximum, and that neighbour."""
-    every = np.arange(len(lost))
-    left, right = np.maximum(every - 1, 0), np.minimum(every + 1, len(lost) - 1)
-    near = np.where(lost[left], right, left)
-    at = every[lost & ~lost[near]]
-    return at, near[at]
 
 
 def _carried(local: Local, coef: Array, at: NDArray[np.intp], beside: NDArray[np.intp]) -> LocalFit:
@@ -790,13 +757,17 @@ def profiled(local: Local, slot: int, start: Array, n_iter: int) -> tuple[Array,
 
 
 def _newton(local: Local, block: Block, start: Array, n_iter: int) -> tuple[Array, BoolArray]:
-    coef = start.copy()
-    scale = np.broadcast_to(local.problem.scale, coef.shape[1:])
+    coef, problem, dispersions = start.copy(), local.problem, local.problem.slots.dispersions
+    scale = np.broadcast_to(problem.scale, coef.shape[1:])
     done = np.zeros(len(coef), dtype=bool)
     terms = natural_terms(local, block, coef)
     value = local_loglik(block, terms)
     for _ in range(n_iter):
-        step = _hold_limits(local.problem, coef, _direction(local, block, terms))
+        step = _direction(local, block, terms)
+        # No part of a step may push a log dispersion beyond its limits.
+        level, move = coef[:, 0, dispersions], step[:, 0, dispersions]
+        down, up = (level <= problem.floor) & (move < 0.0), (level >= problem.ceiling) & (move > 0.0)
+        step[:, :, dispersions] *= ~(down | up)[:, None]
         size = np.abs(step / scale).max(axis=(1, 2))
         done = size < NEWTON_TOLERANCE
         if done.all():
@@ -809,17 +780,8 @@ def _newton(local: Local, block: Block, start: Array, n_iter: int) -> tuple[Arra
             if not worse.any():
                 break
             step[worse] *= 0.3
-        coef, terms, value = limit_dispersion(local.problem, coef + step), trial, reached
+        coef, terms, value = limit_dispersion(problem, coef + step), trial, reached
     return coef, done
-
-
-def _hold_limits(problem: Problem, coef: Array, step: Array) -> Array:
-    """The step without those parts that push a log dispersion beyond its limits."""
-    where = problem.slots.dispersions
-    level, move = coef[:, 0, where], step[:, 0, where]
-    held = ((level <= problem.floor) & (move < 0.0)) | ((level >= problem.ceiling) & (move > 0.0))
-    step[:, :, where] *= ~held[:, None]
-    return step
 
 
 def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:
@@ -845,7 +807,8 @@ def _uphill(matrix: Array, gradient: Array, scale: Array) -> Array:
     root = 1.0 / np.sqrt(np.where(scale > LEAST_CURVATURE, scale, np.inf))  # no curvature, no step
     with np.errstate(over="ignore", invalid="ignore"):
         unit = 0.5 * (matrix + np.swapaxes(matrix, 1, 2)) * root[:, :, None] * root[:, None, :]
-    usable = all_finite(unit) & all_finite(gradient[:, None])
+    finite = np.asarray(np.isfinite(unit).all(axis=(1, 2)), dtype=np.bool_)
+    usable = finite & np.isfinite(gradient).all(axis=1)
     values, vectors = np.linalg.eigh(np.where(usable[:, None, None], unit, np.eye(unit.shape[1])))
     turned = np.einsum("gji,gj->gi", vectors, np.where(usable[:, None], gradient, np.nan) * root)
     out: Array = np.einsum("gij,gj->gi", vectors, turned / np.maximum(np.abs(values), FLAT)) * root

@@ -16,12 +16,12 @@ from mixmoe.design.design import build_design
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.frame import units_of
 from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.loading import restored
 from mixmoe.mixture.estimate import Flag, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.output.saved import SavedFit
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.exponential import family_named
-from mixmoe.results import restored
 from mixmoe.varying.bandwidth import (
     Bandwidths,
     BandwidthSearch,
@@ -541,10 +541,11 @@ def _forced_flags(model: VCMoE, used: Bandwidths) -> tuple[Flag, ...]:
 
 def _run(model: VCMoE, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Shaped:
     """EM, then the functions that are reported, experts in the reported order; the number of a distribution."""
+    given = getattr(start, "model", None)
     if start is None:
         where = From()
-    elif _experts_of(start) == problem.slots.n_experts - 1:
-        where = From(False, smaller=on_grid(problem, start.model.problem, start.model.coef))
+    elif isinstance(given, FittedVCMoE) and given.n_experts == problem.slots.n_experts - 1:
+        where = From(False, smaller=on_grid(problem, given.problem, given.coef))
     else:
         where = From(False, same=_warm_start(start, problem))
 
@@ -578,9 +579,3 @@ def _sizes(slots: Slots) -> str:
     """Numbers of experts and columns in words."""
     parts = f"{slots.n_expert_columns} columns of experts, {slots.n_gate_columns} of the gate"
     return f"experts={slots.n_experts}, {parts} and {'a' if slots.has_dispersion else 'no'} dispersion"
-
-
-def _experts_of(start: Any) -> int:
-    """Number of experts of the results of a VCMoE, 0 of anything else."""
-    model = getattr(start, "model", None)
-    return model.n_experts if isinstance(model, FittedVCMoE) else 0

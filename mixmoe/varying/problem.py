@@ -322,20 +322,15 @@ def _blocks(windows: Windows) -> Iterator[Block]:
     first = 0
     while first < windows.n_grid:
         total = np.cumsum(sizes[first:])
-        last = first + max(1, int(np.searchsorted(total, PAIRS_PER_BLOCK, side="right")))
-        yield _block(windows, first, min(last, windows.n_grid))
+        last = min(first + max(1, int(np.searchsorted(total, PAIRS_PER_BLOCK, side="right"))), windows.n_grid)
+        lo, hi, own = windows.lo[first:last], windows.hi[first:last], sizes[first:last]
+        offsets = np.concatenate([[0], np.cumsum(own)])
+        turn, rows = np.divmod(np.arange(offsets[-1]) + np.repeat(lo - offsets[:-1], own), len(windows.index))
+        at = windows.index[rows] + windows.period * turn
+        away = at - np.repeat(windows.grid[first:last], own)
+        kernel = epanechnikov(away / np.repeat(windows.widths[first:last], own))
+        yield Block(first, last, lo, hi, offsets, away / windows.bandwidth, kernel, rows, len(windows.index))
         first = last
-
-
-def _block(windows: Windows, first: int, last: int) -> Block:
-    lo, hi = windows.lo[first:last], windows.hi[first:last]
-    sizes = hi - lo
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    turn, rows = np.divmod(np.arange(offsets[-1]) + np.repeat(lo - offsets[:-1], sizes), len(windows.index))
-    at = windows.index[rows] + windows.period * turn
-    away = at - np.repeat(windows.grid[first:last], sizes)
-    kernel = epanechnikov(away / np.repeat(windows.widths[first:last], sizes))
-    return Block(first, last, lo, hi, offsets, away / windows.bandwidth, kernel, rows, len(windows.index))
 
 
 def effective_rows(windows: Windows, weights: Array) -> Array:
@@ -676,6 +671,7 @@ def build_problem(
     gate_windows = windows if same else build_windows(rows.index, grid, gate_bandwidth, rows.period)
     levels = hermite_matrix(grid, bandwidth, rows.index, rows.period)
     spread = pooled_spread(rows, family)
+    least = sigma_floor * spread if family.name == "gaussian" else THETA_FLOOR
     return Problem(
         rows,
         family,
@@ -685,17 +681,10 @@ def build_problem(
         gate_windows,
         levels,
         levels if same else hermite_matrix(grid, gate_bandwidth, rows.index, rows.period),
-        floor=_floor(family, sigma_floor * spread),
+        floor=-ZEROS if isinstance(family, ZeroInflated) else float(np.log(least)),
         ceiling=_ceiling(rows, family, spread),
         **_from_designs(rows, slots, spread),
     )
-
-
-def _floor(family: Family, least: float) -> float:
-    """Smallest log dispersion, or log odds of a certain zero."""
-    if isinstance(family, ZeroInflated):
-        return -ZEROS
-    return float(np.log(least if family.name == "gaussian" else THETA_FLOOR))
 
 
 def _ceiling(rows: Rows, family: Family, spread: float) -> float:
@@ -719,8 +708,14 @@ def with_designs(problem: Problem, design: Array, gate: Array) -> Problem:
 
 def _from_designs(rows: Rows, slots: Slots, spread: float) -> dict[str, Any]:
     """What of a problem follows from its designs: scales, transposes and products."""
+    experts, gates = (
+        np.sqrt(np.where((size := (design**2).mean(axis=0)) > 0.0, size, 1.0)) for design in (rows.design, rows.gate)
+    )
+    scale = np.ones(slots.n)
+    scale[slots.experts] = np.tile(spread / experts, slots.n_experts)
+    scale[slots.gates] = np.tile(1.0 / gates, slots.n_experts - 1)
     return {
-        "scale": _scales(rows, slots, spread),
+        "scale": scale,
         "design_t": np.ascontiguousarray(rows.design.T),
         "gate_t": np.ascontiguousarray(rows.gate.T),
         "products": outer_rows(rows.design),
@@ -741,18 +736,6 @@ def pooled_spread(rows: Rows, family: Family) -> float:
     coef = np.linalg.lstsq(design * root, y * root[:, 0], rcond=None)[0]
     residual = y - design @ coef
     return float(np.sqrt(np.average(residual**2, weights=rows.weights)))
-
-
-def _scales(rows: Rows, slots: Slots, spread: float) -> Array:
-    out = np.ones(slots.n)
-    out[slots.experts] = np.tile(spread / _rms(rows.design), slots.n_experts)
-    out[slots.gates] = np.tile(1.0 / _rms(rows.gate), slots.n_experts - 1)
-    return out
-
-
-def _rms(design: Array) -> Array:
-    value = np.sqrt((design**2).mean(axis=0))
-    return np.where(value > 0.0, value, 1.0)
 
 
 def outer_rows(design: Array) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mixmoe._typing import Array
-from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
+from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_rng
 from mixmoe.check.diagnosis import FITTED, FittedKind
 from mixmoe.design.beside import check_beside
 from mixmoe.errors import ConvergenceWarning, warn
@@ -19,9 +19,9 @@ from mixmoe.mixture.estimate import EMFit, classification_entropy
 from mixmoe.mixture_results import MoEResults
 from mixmoe.output.predictions import IntervalOf, Kind, Scale, checked_wanted
 from mixmoe.output.records import Cell, Curve, Table
-from mixmoe.output.summary import Summary, header_table
+from mixmoe.output.summary import Summary, header_table, named_summary
 from mixmoe.varying import function_tables
-from mixmoe.varying.bands import LevelProcess
+from mixmoe.varying.bands import LevelProcess, level_process
 from mixmoe.varying.dispersion_limits import ThetaProfile
 from mixmoe.varying.em_steps import posterior
 from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
@@ -69,7 +69,9 @@ class VCMoEResults(MoEResults):
         of AICc, BIC, SABIC and ICL. The criteria take `llf` with weights that sum to the effective number of rows, see
         `VCMoE`.
     params : Series
-        Constants, then the functions at five quantiles of the index; `functions` and `bands` give all of them.
+        Constants, then the functions at five quantiles of the index; `functions` and `bands` give all of them. Limits
+        in `to_frame`, `tidy` and exported parameters are pointwise ones around these estimates, not corrected for bias;
+        those in the tables of `summary` are simultaneous and corrected, see `bands`.
 
     See Also
     --------
@@ -94,6 +96,8 @@ class VCMoEResults(MoEResults):
         self.sabic = values.aic + values.df * float(np.log((self.n_units + 2.0) / 24.0) - 2.0)
         self.icl = self.bic + 2.0 * classification_entropy(fit.responsibilities)
         self.df_resid = self.nobs - values.df
+        if model.problem.family.name != "gaussian":  # experts have a log or logit link
+            self._ratios = ("expert", "gate")
         self._processes: dict[tuple[str, int], LevelProcess] = {}
         self._thetas: dict[str, ThetaProfile | None] = {}
         self._p_values: Mapping[str, float] | None = None
@@ -171,7 +175,8 @@ class VCMoEResults(MoEResults):
             ``mark`` says what a value lacks: ``"thin"``, no band because too few rows carry the standard error (fewer
             than 2 degrees of freedom, as at the thin ends of an index); ``"no maximum"``, no band because a local
             likelihood has no maximum near the fit; ``"limit"``, a dispersion that runs to its limit, without standard
-            error; ``"outside"``, an estimate outside its own band; else empty.
+            error; ``"outside"``, an estimate outside its own band; else empty. ``attrs["bandwidth"]`` is the bandwidth
+            at which the bands are made (of a gate with its own: that of the experts).
 
         Warns
         -----
@@ -216,6 +221,10 @@ class VCMoEResults(MoEResults):
         Returns
         -------
         GLRTest, DataFrame or InvalidTest
+            ``statistic`` is the difference of the log-likelihoods, not twice it; ``scale`` times it is about chi-square
+            with ``df`` degrees of freedom if the functions are constant (Fan, Zhang and Zhang 2001). Both are those of
+            the law that `method` names, and so differ between methods.
+
             An `InvalidTest` with its reason if one of the functions is infinite somewhere (flag ``separated_gate``; NaN
             in a frame), or if rows are clustered: they are not independent, and the model cannot draw them.
             Simultaneous `bands` with standard errors over clusters rule out a constant where no horizontal line fits
@@ -298,12 +307,10 @@ class VCMoEResults(MoEResults):
         check_beside(at.design, self.model.settings, ("weights",))
         return float(posterior(at.rows, self.model.problem.family, at.natural).loglik)
 
-    def relabel(self, order: Sequence[int]) -> Self:
-        """The same fit with experts in another order; see `MoEResults.relabel`."""
-        places = np.array(checked_order(order, self.model.n_experts), dtype=np.intp) - 1
-        model = self.model.reordered(places)
+    def _in_order(self, places: Sequence[int]) -> Self:
+        model = self.model.reordered(np.array(places, dtype=np.intp))
         params = reported_values(model.problem, model.coef, model.points)
-        fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, places])
+        fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, list(places)])
         return type(self)(model, fit, model.covariance(fit, self.cov.kind, correction=self.cov.corrected))
 
     def tables(self, alpha: float = 0.05, at: Any = None, *, progress: bool | None = None) -> tuple[Table, ...]:
@@ -329,12 +336,13 @@ class VCMoEResults(MoEResults):
         frame = (
             None if self.model.problem.const.all() else self._bands(BandRequest(alpha=alpha, progress=progress), SEED)
         )
-        tests = self._constancy(progress)
+        if self._p_values is None and refused(self.model) is None:
+            self._p_values = asymptotic_p_values(self.model, progress)
         constants = function_tables.constant_tables(self.model, self.to_frame(alpha), alpha)
         return (
             header_table(function_tables.facts(self)),
             *constants,
-            *function_tables.function_tables(self.model, frame, tests, self.flags, alpha, at),
+            *function_tables.function_tables(self.model, frame, self._p_values, self.flags, alpha, at),
         )
 
     def summary(self, alpha: float = 0.05, at: Any = None, *, progress: bool | None = None) -> Summary:
@@ -346,7 +354,7 @@ class VCMoEResults(MoEResults):
             See `tables`.
         """
         tables = self.tables(alpha, at, progress=progress)
-        return Summary(function_tables.title(self), tables, function_tables.notes(self))
+        return named_summary(self.shown_names, function_tables.title(self), tables, function_tables.notes(self))
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
@@ -408,16 +416,6 @@ class VCMoEResults(MoEResults):
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
         return function_tables.bandwidth_facts(self)
 
-    @property
-    def _more_notes(self) -> tuple[str, ...]:
-        penalty = self.model.problem.rows.penalty
-        if penalty is None or self.model.n_experts == 1:
-            return ()
-        return (
-            f"Gate penalised by {penalty.described}: functions, standard errors and bands are of the penalised local "
-            "log-likelihoods; log-likelihood and criteria are without the penalty.",
-        )
-
     _default_plot = "functions"
     _checked_cov = staticmethod(checked_kind)
     _curve_kinds = tuple(function_tables.PLOTS)
@@ -439,23 +437,14 @@ class VCMoEResults(MoEResults):
 
     def _bands(self, request: BandRequest, rng: Any) -> pd.DataFrame:
         """Bands over the units of the covariance of the fit."""
-        request = replace(request, clusters=self.model.clusters_of(self.cov_type))
-        process, theta = self._process(request.bias, request.derivative), None
+        model, clusters, key = self.model, self.model.clusters_of(self.cov_type), (request.bias, request.derivative)
+        request = replace(request, clusters=clusters)
+        if key not in self._processes:  # kept because all output needs it
+            how = (request.bias, clusters, self.cov.corrected, request.derivative, model.searched)
+            self._processes[key] = level_process(model.problem, model.coef, *how)
+        process, theta = self._processes[key], None
         if request.of == "coefficients" and not request.derivative:
             if request.bias not in self._thetas:
                 self._thetas[request.bias] = process.theta_profile(request.progress)
             theta = self._thetas[request.bias]
-        return band_frame(self.model, process, theta, request, checked_rng(rng))
-
-    def _process(self, bias: str, derivative: int = 0) -> LevelProcess:
-        """Level process of one bias correction with the covariance of the fit, kept because all output needs it."""
-        key = (bias, derivative)
-        if key not in self._processes:
-            self._processes[key] = self.model.process(bias, self.cov, derivative)
-        return self._processes[key]
-
-    def _constancy(self, progress: bool | None = None) -> Mapping[str, float] | None:
-        """P-values of the asymptotic tests, kept because every table shows them; None if they are invalid."""
-        if self._p_values is None and refused(self.model) is None:
-            self._p_values = asymptotic_p_values(self.model, progress)
-        return self._p_values
+        return band_frame(model, process, theta, request, checked_rng(rng))

@@ -33,7 +33,7 @@ MacKinnon, J. G. and White, H. (1985). Some heteroskedasticity-consistent covari
 Zhao, Q., Greenwood, C. M. T. and Zhang, Q. (2026). Varying-Coefficient Mixture of Experts Model. arXiv 2601.01699.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -178,25 +178,21 @@ def influence(
     for c, slot in enumerate(slots):
         coupling[:, slot] = 0.0
         coupling[:, slot, c] = float(derivative == 0)
+    # What is held, or unknown to the rows of a window, has no influence of rows there.
+    unknown = (without_information(local, coef) | held) & ~local.problem.const
+    if unknown.any():
+        pieces = [np.where(there, np.nan, piece) for there, piece in zip(unknown, pieces, strict=True)]
     return Influence(
         unit * coef[:, derivative],
         local.windows.lo,
         local.windows.hi,
-        _without_unknown(local, coef, pieces, held),
+        tuple(pieces),
         const,
         coupling,
         slots,
         local.problem.rows.n,
         df,
     )
-
-
-def _without_unknown(local: Local, coef: Array, pieces: Sequence[Array], held: BoolArray) -> tuple[Array, ...]:
-    """Influence on the levels at each grid point, NaN for functions that are held or unknown to the rows there."""
-    unknown = (without_information(local, coef) | held) & ~local.problem.const
-    if not unknown.any():
-        return tuple(pieces)
-    return tuple(np.where(there, np.nan, piece) for there, piece in zip(unknown, pieces, strict=True))
 
 
 def gate_influence(
@@ -305,7 +301,7 @@ def _mixed_curvature(local: Local, block: Block, terms: NaturalTerms, g: int, be
     """Derivatives of minus the local score of the gate by the levels of the experts at all grid points, (D L, G, L)."""
     slots, span = local.problem.slots, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
     rows = block.part(g)
-    first = sum(len(p.owners) for p in local.parts) - (slots.n_experts - 1)  # natural parameters of the gate come last
+    first = local.parts[-1].where.start  # natural parameters of the gate come last
     here = natural_design(local, rows, block.t[span])[:, first:]  # (w, K - 1, D L)
     there = natural_design(local, rows, np.zeros(int(block.hi[g] - block.lo[g])))[:, :first, : slots.n]  # (w, d, L)
     curvature = np.moveaxis(terms.information[first:, :first, span] * terms.kernel[span], -1, 0)
@@ -605,22 +601,22 @@ def level_covariance(inf: Influence, clusters: IntArray | None = None, correctio
     is taken as a sum of squares of independent contributions, ``v = sum_i c_i^2``, with ``2 v^2 / Var(v)`` degrees of
     freedom, and ``sum_i c_i^4``, which is never smaller, stands in for ``Var(v)``.
     """
-    size = inf.levels.size
-    chunks = [slice(start, min(start + CHUNK, inf.n)) for start in range(0, inf.n, CHUNK)]
+    size, share = inf.levels.size, 1.0
+    spans = [slice(start, min(start + CHUNK, inf.n)) for start in range(0, inf.n, CHUNK)]
+    contributions: Iterable[Array] = (unit_influence(inf, rows) for rows in spans)
     if clusters is not None:
         sums = np.zeros((int(clusters.max()) + 1, size))
-        for rows in chunks:
-            np.add.at(sums, clusters[rows], unit_influence(inf, rows))
-        matrix, fourth = sums.T @ sums, _fourth_powers(sums)
-        share = 1.0 - 1.0 / len(sums) if correction else 1.0
-        return LevelCovariance(share * matrix, _satterthwaite(matrix, fourth))
+        for rows, chunk in zip(spans, contributions, strict=True):
+            np.add.at(sums, clusters[rows], chunk)
+        contributions, share = [sums], 1.0 - correction / len(sums)
     matrix, fourth = np.zeros((size, size)), np.zeros(size)
-    for rows in chunks:
-        chunk = unit_influence(inf, rows)
+    for chunk in contributions:
         matrix += chunk.T @ chunk
-        fourth += _fourth_powers(chunk)
+        squares = chunk * chunk  # a general fourth power is slow
+        fourth += np.einsum("nc,nc->c", squares, squares)
+    observed = 2.0 * np.diag(matrix) ** 2 / np.maximum(fourth, np.finfo(float).tiny)
     given = inf.df.ravel()
-    return LevelCovariance(matrix, np.where(np.isfinite(given), given, _satterthwaite(matrix, fourth)))
+    return LevelCovariance(share * matrix, np.where(np.isfinite(given), given, observed))
 
 
 def added_covariance(problem: Problem, of_expert: Callable[[int], Influence]) -> Array | float:
@@ -637,15 +633,3 @@ def added_covariance(problem: Problem, of_expert: Callable[[int], Influence]) ->
     parts = [level_covariance(of_expert(k)).matrix for k in range(problem.slots.n_experts)]
     out: Array = np.sum(parts, axis=0)
     return out
-
-
-def _fourth_powers(contributions: Array) -> Array:
-    """Sums of fourth powers over rows, without the slow general power."""
-    squares = contributions * contributions
-    out: Array = np.einsum("nc,nc->c", squares, squares)
-    return out
-
-
-def _satterthwaite(matrix: Array, fourth: Array) -> Array:
-    variance = np.diag(matrix)
-    return 2.0 * variance**2 / np.maximum(fourth, np.finfo(float).tiny)

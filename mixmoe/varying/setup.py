@@ -129,7 +129,8 @@ def sorted_rows(design: Design, family: Family, response: bool = True, period: f
     _check_trials(design, family, trials)
     if response:
         _check_response(design, family, y, trials)
-        _check_offset(design, family, offset)
+        if family.name != "gaussian":
+            _refuse(design, np.abs(offset) > ETA_LIMIT, "the offset", offset, OFFSETS, family)
         _check_sizes(design, y, weights, offset)
     index = np.asarray(design.index, dtype=float)
     index = once_round(index, origin(index, y, period), period) if period else index
@@ -154,11 +155,6 @@ def _check_response(design: Design, family: Family, y: Array, trials: Array) -> 
         _refuse(design, y > trials, f"the response {name!r}", y, more, family)
     else:
         _refuse(design, y > MOST_COUNTS, f"the response {name!r}", y, f"at most {MOST_COUNTS:g}", family)
-
-
-def _check_offset(design: Design, family: Family, offset: Array) -> None:
-    if family.name != "gaussian":
-        _refuse(design, np.abs(offset) > ETA_LIMIT, "the offset", offset, OFFSETS, family)
 
 
 def _check_trials(design: Design, family: Family, trials: Array) -> None:

@@ -357,7 +357,8 @@ def smoothed_functions(problem: Problem, maxima: LocalMaxima) -> Array:
         somewhere are left as they are.
     """
     out = maxima.state.copy()
-    untouched = ~_touches_limit(problem, maxima.state)
+    untouched = np.ones(problem.slots.n, dtype=bool)
+    untouched[problem.slots.dispersions] = ~on_limit(problem, maxima.state).any(axis=0)
     for part in maxima.parts:
         functions = part.functions[part.local.free[1, part.functions] & untouched[part.functions]]
         if not len(functions):
@@ -377,13 +378,6 @@ def smoothed_functions(problem: Problem, maxima: LocalMaxima) -> Array:
             spline = posterior_mean(levels, move.T @ move, lengths, operator[regular], process)[regular]
             out[regular, :, s] = (1.0 - SPLINE) * towards_line(_at(curve, regular)) + SPLINE * spline
     return limit_dispersion(problem, out)
-
-
-def _touches_limit(problem: Problem, coef: Array) -> BoolArray:
-    """Which functions are dispersions on a limit somewhere, shape (L,)."""
-    out = np.zeros(problem.slots.n, dtype=bool)
-    out[problem.slots.dispersions] = on_limit(problem, coef).any(axis=0)
-    return out
 
 
 def summed_influence(part: LocalPart, functions: IntArray) -> Array:

@@ -144,6 +144,22 @@ def test_wrong_use_ends_with_two(arguments, capsys):
     assert "usage: mixmoe" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "d.csv", "y~x", "--family", "negbinomial"], "given as --option family=VALUE; see mixmoe fit --help"),
+        (["select", "d.csv", "y~x", "--errors-by=expert"], "given as --option errors_by=VALUE"),
+        (["predict", "fit.mixmoe", "d.csv", "--knd", "mean"], "mixmoe predict has no --knd; see mixmoe predict --help"),
+        (["fit", "d.csv", "y~x", "z"], "mixmoe fit does not know what 'z' is"),
+    ],
+)
+def test_options_without_a_flag_of_their_own(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_interruption(monkeypatch, here, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt

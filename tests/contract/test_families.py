@@ -112,10 +112,12 @@ CALLS = {
     "influence": (Influence, None),
     "initialize": (NONE, lambda c, p: {"model": c.fit.model, "params": c.fit.params}),
     "load": (Results, lambda c, p: {"fname": "file"}),
+    "labelled": (Results, lambda c, p: {"labels": {c.data.columns[0]: "Label"}}),
     "loglik_of": (float, lambda c, p: {"data": c.data}),
     "lr_test": (LRTest, lambda c, p: {"other": c.fit}),
     "marginals": (FRAME, None),
     "memberships": (FRAME, None),
+    "named": (Results, lambda c, p: {}),
     "panels": (tuple, lambda c, p: {"kind": "residuals"}),
     "plot": (Figure, None),
     "predict": (FRAME, None),
@@ -209,6 +211,17 @@ def test_the_names_of_mixtures_are_known_to_every_family(case):
 def test_every_name_is_documented(case):
     for name in public_names(case.fit) & set(CALLS):
         assert len(inspect.getdoc(getattr(type(case.fit), name)) or "") > 15, name
+
+
+def test_experts_have_names_or_the_family_says_why_not(case):
+    if not case.spec.has_experts:
+        with pytest.raises(ArgumentError, match=f"{case.spec.name} has no named: .*no experts"):
+            case.fit.named("a", "b")
+        return
+    names = [f"course {'abcd'[k]}" for k in range(case.fit.model.n_experts)]
+    text = str(case.fit.named(*names).summary())
+    assert len(names) == 1 or "Expert 1: course a" in text
+    assert not re.search(r"Expert 1\b(?!: course a)", text)
 
 
 def test_the_spec_is_that_of_the_family(case):

@@ -110,11 +110,13 @@ CHECKED = {
     "fitted",
     "gate_effects",
     "influence",
+    "labelled",
     "glance",
     "load",
     "loglik_of",
     "lr_test",
     "memberships",
+    "named",
     "panels",
     "plot",
     "predict",
@@ -459,6 +461,25 @@ def test_relabelling(case):
     assert moved.llf == case.fit.llf
     assert list(moved.params.index) == list(case.fit.params.index)
     pd.testing.assert_series_equal(moved.relabel(order).params, case.fit.params, rtol=1e-9)
+
+
+def test_names_and_labels(case, tmp_path):
+    names = [f"course {'abc'[k]}" for k in range(case.K)]
+    column = "time" if "time" in case.formula else "x"
+    fit = case.fit.named(*names).labelled({column: "Years since entry"})
+    assert type(fit) is type(case.fit)
+    pd.testing.assert_series_equal(fit.params, case.fit.params)  # names of parameters stay
+    for text in (str(fit.summary()), fit.to_markdown(), fit.to_latex()):
+        assert ("Expert 1: course a" in text) == (case.K > 1)
+        assert "expert 2: " not in text
+        assert "Years since entry" in text
+    assert "course" not in str(case.fit.summary())
+    fit.save(tmp_path / "fit.mixmoe")
+    assert mm.load(tmp_path / "fit.mixmoe").shown_names == fit.shown_names
+    moved = fit.relabel(list(range(case.K, 0, -1)))
+    assert moved.shown_names.experts == tuple(names[::-1])
+    assert moved.shown_names.terms == fit.shown_names.terms
+    assert fit.with_cov("nonrobust").shown_names == fit.shown_names
 
 
 # ---- output ----

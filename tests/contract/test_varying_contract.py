@@ -44,6 +44,23 @@ def test_classification(fit, data):
     assert fit.memberships().index.equals(data.index)
 
 
+def test_names_and_labels(fit, tmp_path):
+    if fit.model.n_experts == 1:
+        with pytest.raises(ArgumentError, match="for each of the 1 experts"):
+            fit.named("high", "low")
+        return
+    named = fit.named("high", "low").labelled({"z1": "Dose"})
+    text = str(named.summary(progress=False))
+    assert "Expert 1: high, functions" in text
+    assert "Dose" in text
+    words = [text.get_text() for text in named.plot("means").axes[0].get_legend().get_texts()]
+    plt.close("all")
+    assert {"high", "low"} <= set(words)
+    assert named.relabel([2, 1]).shown_names.experts == ("low", "high")
+    named.save(tmp_path / "fit.mixmoe")
+    assert mm.load(tmp_path / "fit.mixmoe").shown_names == named.shown_names
+
+
 def test_effects(fit):
     if fit.model.n_experts == 1:
         with pytest.raises(ArgumentError, match="at least 2 experts"):

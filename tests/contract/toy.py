@@ -10,10 +10,10 @@ from mixmoe.design.formula import parse_formula
 from mixmoe.errors import ArgumentError
 from mixmoe.families import FamilySpec
 from mixmoe.inference.uncertainty import ParamCov
+from mixmoe.loading import restored
 from mixmoe.mixture.estimate import EMFit, Parameter, ParamLayout, Starts
 from mixmoe.mixture_results import MoEResults
 from mixmoe.output.records import Curve
-from mixmoe.results import restored
 
 
 class ToyResults(MoEResults):

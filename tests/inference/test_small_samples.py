@@ -11,7 +11,11 @@ from scipy.stats import t as student
 
 import mixmoe as mm
 from mixmoe.errors import MixmoeWarning
+from mixmoe.inference.uncertainty import corrected_scores, leverage
 from mixmoe.inference.wald import InvalidTest
+from mixmoe.mixed import information
+from mixmoe.mixture.estimate import Parameter, ParamLayout
+from tests.simulation.few_subjects import one_expert, two_experts
 
 SIZES = (3, 9, 4, 6, 12, 5, 8)  # rows per cluster
 
@@ -199,3 +203,79 @@ def test_many_subjects_change_nothing():
     np.testing.assert_allclose(fit.bse, plain.bse, rtol=0.01)
     np.testing.assert_allclose(fit.pvalues.dropna(), plain.pvalues.dropna(), atol=5e-3)
     assert np.isinf(plain.df_t).all()
+
+
+# ---- mixtures, where a subject may hold more information than all together ----
+
+
+def test_scores_of_a_unit_that_holds_more_than_all_are_doubled():
+    """Shares of 1.3, 0.2 and -0.5 of an information of one: (1 - h)^-1 bounded at 2, 1.25, and never below 1."""
+    shares = np.array([1.3, 0.2, -0.5]).reshape(3, 1, 1)
+    units = leverage(4.0 * shares, np.array([[0.5]]), jackknife=True)
+    scores = corrected_scores(np.full((3, 1), 2.0), np.array([[0.5]]), units)
+    np.testing.assert_allclose(scores[:, 0], [2.0, 1.25, 1.0])
+    assert units.heavy.tolist() == [True, False, False]
+    assert not leverage(4.0 * shares, np.array([[0.5]])).heavy.any()
+
+
+def test_scores_of_a_variance_are_doubled_at_most_with_one_expert():
+    """Shares of 0.9 in a coefficient and in a variance: (1 - h)^-1/2 is 3.16, and at most 2."""
+    units = leverage(np.diag([0.9, 0.9])[None], np.eye(2), further=np.array([False, True]))
+    np.testing.assert_allclose(np.diag(units.factor[0]), [0.1**-0.5, 2.0])
+
+
+def test_a_standard_deviation_that_one_subject_tells_does_not_explode():
+    """Six subjects of binary responses: 22 times the plain error without the bound."""
+    data = one_expert(np.random.default_rng([6, 0]), "binomial", 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        fit = mm.fit("y ~ x + z | re: (1 | id)", data, experts=1, family="binomial")
+        plain = fit.with_cov("robust", correction=False)
+    assert 1.0 < fit.bse["sd1(Intercept|id)"] / plain.bse["sd1(Intercept|id)"] < 2.5
+
+
+@pytest.fixture(scope="module")
+def small_mixture():
+    """A data set of the simulation study for which an unbounded correction gives 350 times the jackknife."""
+    data = two_experts(np.random.default_rng([30, 14]), 30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        fit = mm.fit("y ~ z | re: (1 | id)", data, experts=2, rng=14, starts=1)
+        left_out = [
+            mm.fit("y ~ z | re: (1 | id)", data[data["id"] != i], experts=2, start=fit, cov_type="nonrobust").params
+            for i in range(30)
+        ]
+    return fit, np.array(left_out)
+
+
+def test_standard_errors_of_a_small_mixture_are_those_of_the_jackknife(small_mixture):
+    fit, left_out = small_mixture
+    jackknife = np.sqrt(((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0) * 29 / 30)
+    np.testing.assert_allclose(fit.bse, jackknife, rtol=0.5)
+    (message,) = [flag.message for flag in fit.flags if flag.code == "weak_identification"]
+    assert "What is said about expert2.Intercept" in message
+    assert "rests on 2 of the subjects" in message
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        plain = fit.with_cov("robust", correction=False)
+    assert "weak_identification" not in [flag.code for flag in plain.flags]
+    shares = fit.proportions()
+    assert shares["std_error"].between(0.0, 0.2).all()
+
+
+def test_a_log_likelihood_that_is_not_quadratic_is_said(monkeypatch):
+    """It falls by 10.5, printed as 10, over one standard error of the first parameter, by 0.5 over the second's."""
+
+    class Evaluated:
+        def __init__(self, theta):
+            self.loglik = -0.5 * (theta**2).sum(axis=1) - 10.0 * theta[:, 0] ** 4
+
+    monkeypatch.setattr(information, "evaluate", lambda problem, theta: Evaluated(theta))
+    layout = ParamLayout(tuple(Parameter(f"expert1.{x}", "expert", x, 1) for x in ("a", "b")))
+    inverse = information.InverseInformation(np.eye(2), np.zeros((2, 0)), np.zeros((2, 0)))
+    known = information.Identified(inverse, np.eye(2), [], ())
+    scores = np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, -0.7], [0.0, 0.7]])
+    flag = information._about_shape(None, np.zeros(2), scores, known, layout)
+    assert flag.code == "weak_identification"
+    assert "in expert1.a: one standard error away it lies 10 below" in flag.message
+    assert information._about_shape(None, np.zeros(2), scores / 3, known, layout) is None

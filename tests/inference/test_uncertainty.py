@@ -13,6 +13,8 @@ from mixmoe.inference.uncertainty import (
     critical,
     delta_cov,
     delta_se,
+    probability_errors,
+    probability_limits,
     two_sided,
     wald_limits,
     wald_statistics,
@@ -110,3 +112,13 @@ def test_bca_limits_of_replicates_one_to_999(estimate, below, a):
         level = norm.cdf(z0 + (z0 + z) / (1.0 - a * (z0 + z)))
         assert limit[0] == pytest.approx(np.clip(1000.0 * level, 1.0, 999.0), rel=1e-9)
     assert np.isnan(bca_limits(np.array([estimate]), np.ones((9, 1)), np.array([np.nan])).lower).all()
+
+
+def test_limits_of_probabilities():
+    """By hand: log odds of 0.2 are -1.386, and 1.96 times 0.04 / 0.16 is 0.490; what cannot be is not said."""
+    p, errors = np.array([0.2, 0.5, 0.9, 0.3, 0.7]), np.array([0.04, 0.0, 12.8, np.nan, 0.5])
+    found = probability_limits(p, errors)
+    low, high = (1 / (1 + np.exp(1.3863 + side * 0.49)) for side in (1, -1))
+    np.testing.assert_allclose(found.lower[:4], [low, 0.5, 0.0, np.nan], atol=1e-4)
+    np.testing.assert_allclose(found.upper[:4], [high, 0.5, 1.0, np.nan], atol=1e-4)
+    np.testing.assert_array_equal(probability_errors(errors), [0.04, 0.0, np.nan, np.nan, 0.5])

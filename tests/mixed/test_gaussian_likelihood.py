@@ -9,12 +9,8 @@ from statsmodels.discrete.discrete_model import MNLogit
 
 from mixmoe.mixed.likelihood.gaussian import (
     expert_posterior,
-    expert_scores,
     experts_of_products,
-    random_effect_covariances,
-    random_effect_means,
     summed_second_moments,
-    weighted_normal_matrix,
 )
 from mixmoe.mixed.parameters import Params
 from mixmoe.mixture import gate
@@ -190,9 +186,8 @@ def test_log_density(case):
 
 
 def test_posterior_of_random_effects(case):
-    post = case.posterior()
-    means = random_effect_means(post)
-    covariances = random_effect_covariances(post)
+    found = case.moments.densities(case.params()).effects()
+    means, covariances = found.means[0], found.covariances[0]
     for e, i in case.each():
         r, Z, _, V = case.subject(e, i)
         D = case.T[e] @ case.T[e].T
@@ -202,7 +197,7 @@ def test_posterior_of_random_effects(case):
 
 def test_weighted_normal_matrix(case):
     weights = np.random.default_rng(7).uniform(size=(len(case.beta), case.moments.n_subjects))
-    ours = weighted_normal_matrix(case.moments, case.posterior(), weights)
+    ours = case.moments.densities(case.params()).normal_matrix(weights)
     expected = np.zeros_like(ours)
     for e, i in case.each():
         _, _, X, V = case.subject(e, i)
@@ -211,7 +206,7 @@ def test_weighted_normal_matrix(case):
 
 
 def test_scores_are_derivatives_of_the_log_density(case):
-    scores = expert_scores(case.moments, case.posterior())
+    scores = case.moments.densities(case.params()).scores()[0]
     E, p, q = len(case.beta), case.beta.shape[1], case.T.shape[1]
     assert scores.shape == (E, p + q * q + 1, case.moments.n_subjects)
     for j in range(p):
@@ -231,10 +226,10 @@ def test_sums_over_subjects_are_those_of_the_subjects(case):
     """What is summed by products of long matrices equals what is formed per subject and then summed."""
     weights = np.random.default_rng(8).uniform(size=(len(case.beta), case.moments.n_subjects))
     post = case.posterior()
-    each = expert_scores(case.moments, post)
-    ours = case.moments.densities(case.params()).summed_scores(weights[None])[0]
+    densities = case.moments.densities(case.params())
+    each, ours = densities.scores()[0], densities.summed_scores(weights[None])[0]
     np.testing.assert_allclose(ours, (each * weights[:, None]).sum(axis=2), rtol=1e-10, atol=1e-10)
-    means, spread = random_effect_means(post), random_effect_covariances(post)
+    means, spread = (part[0] for part in (densities.effects().means, densities.effects().covariances))
     second = means[:, :, None] * means[:, None] + spread
     ours = summed_second_moments(post, weights)
     np.testing.assert_allclose(ours, (second * weights[:, None, None]).sum(axis=3), rtol=1e-10, atol=1e-10)
@@ -245,8 +240,8 @@ def test_scores_pass_complex_steps_through():
     h = 1e-6
 
     def score(sigma):
-        post = case.posterior(case.beta.astype(sigma.dtype), case.T.astype(sigma.dtype), sigma)
-        return expert_scores(case.moments, post)
+        params = case.params(case.beta.astype(sigma.dtype), case.T.astype(sigma.dtype), sigma)
+        return case.moments.densities(params).scores()[0]
 
     exact = score(case.sigma + 1j * STEP).imag / STEP
     np.testing.assert_allclose(exact, (score(case.sigma + h) - score(case.sigma - h)) / (2 * h), rtol=1e-6, atol=1e-6)

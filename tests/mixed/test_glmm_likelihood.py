@@ -1,11 +1,12 @@
 """The integral over the random effects: modes, exactness for Gaussian responses, quadrature, scores."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import product
 
 import numpy as np
 import pytest
 
+from mixmoe.mixed.likelihood import modes
 from mixmoe.mixed.likelihood.gaussian import experts_of_products
 from mixmoe.mixed.likelihood.glmm import build_nodes
 from mixmoe.mixed.likelihood.modes import Predictor, evaluate_at, find_modes
@@ -78,6 +79,24 @@ def test_score_is_the_derivative(name, q, n_quad):
     ours, numeric = evaluate(p, theta).score, numeric_score(p, theta)
     np.testing.assert_allclose(ours, numeric, atol=1e-6 * np.abs(numeric).max())
     np.testing.assert_allclose([subject_scores(p, point).sum(axis=0) for point in theta], ours, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["binomial", "poisson"])
+def test_modes_of_few_on_their_way_are_those_of_all(name, monkeypatch):
+    """Experts and subjects that have arrived are left alone: the others end where they do among all."""
+    p = problem(name)
+    params = free_to_working(p.structure, points(p))
+    rows, response = p.experts.rows, p.experts.response
+    base, extra = rows.X.predictor(params.beta.reshape(4, -1)), params.extra.reshape(4, -1)
+    at = Predictor(base, 3 * params.factor.reshape(4, 2, 2), extra)
+    start = find_modes(rows, response, at, np.zeros((4, 2, rows.n_subjects))).u
+    start[1, :, 3], start[3, 0, [0, 3]] = 6.0, -4.0
+    few = find_modes(rows, response, at, start)
+    monkeypatch.setattr(modes, "_FEW_MOVING", -1.0)
+    every = find_modes(rows, response, at, start)
+    for ours, theirs in zip(astuple(few), astuple(every), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+    assert np.abs(start - few.u).max() > 1.0
 
 
 def test_gaussian_responses_are_exact():

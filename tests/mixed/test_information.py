@@ -113,7 +113,7 @@ def test_each_subject_its_own_cluster_is_robust(fit):
     assert own.cov_params().to_numpy() == pytest.approx(fit.cov_params().to_numpy())
 
 
-@pytest.mark.filterwarnings("ignore:There are only")
+@pytest.mark.filterwarnings("ignore:There are only", "ignore:What is said")
 def test_clusters_at_the_door(fit, data):
     labels = data["id"] % 20
     direct = mm.fit(FORMULA, data, start=fit, cov_type="cluster", cluster=labels.to_numpy())

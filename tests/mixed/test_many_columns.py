@@ -20,8 +20,9 @@ from mixmoe.mixed.likelihood.observed import (
     summed_squares,
     unit_information,
 )
+from mixmoe.mixed.parameters import free_to_working
 from mixmoe.mixed.starting_values import gains_little
-from mixmoe.numerics.linalg import cholesky_of_one, slope
+from mixmoe.numerics.linalg import cholesky_of_one, derivative_along, floored_inverse, slope
 from mixmoe.numerics.optimise import Control, Evaluation, bfgs_update, climb, inverse_information
 
 EXACT = 1e-12  # relative; complex steps on both sides
@@ -195,14 +196,59 @@ def test_closed_form_of_correlated_errors_keeps_zeros(errors, monkeypatch):
     np.testing.assert_allclose(closed.predictor(np.eye(len(closed))), closed.dense, atol=1e-12)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.0])
+def test_normal_matrices_are_those_of_cross_products(share, monkeypatch):
+    formula, data = "y ~ C(g) + t | re: (1 + t | id)", levels()
+    monkeypatch.setattr(columns, "_SPARSE", share)
+    rows = mm.MEMoE(formula, data, 2, weights="w").problem
+    monkeypatch.setattr(columns, "MANY_COLUMNS", 10**6)
+    products = mm.MEMoE(formula, data, 2, weights="w").problem
+    assert rows.experts.by_rows > products.experts.by_rows
+    rng = np.random.default_rng(0)
+    theta = 0.1 * rng.normal(size=(1, rows.free.size)) + 1e-20j * rng.normal(size=(1, rows.free.size))
+    weights = rng.uniform(size=(2, 200))
+    ours, theirs = (
+        p.experts.densities(free_to_working(p.structure, theta)).normal_matrix(weights) for p in (rows, products)
+    )
+    assert relative(ours.real, theirs.real) < EXACT
+    assert relative(ours.imag, theirs.imag) < EXACT
+
+
+@pytest.mark.parametrize("shift", [0.0, 40.0])
+def test_inverse_with_a_floor(shift):
+    """Plain where all eigenvalues are above it, and by absolute eigenvalues where some are not."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(30, 60))
+    A = root @ root.T - shift * np.eye(30)
+    values, vectors = np.linalg.eigh(A)
+    for options, least in (({"floor": 0.5}, 0.5), ({"share": 1e-2}, 1e-2 * np.abs(values).max())):
+        expected = vectors @ np.diag(1 / np.maximum(np.abs(values), least)) @ vectors.T
+        np.testing.assert_allclose(floored_inverse(A, **options), expected, atol=1e-12)
+
+
+def test_information_of_reml_is_the_slope_of_its_score():
+    model = mm.MEMoE("y ~ t + x | re: (1 + t | id)", panel(), 1, method="reml")
+    problem, theta = model.problem, 0.3 * np.random.default_rng(1).normal(size=model.problem.free.size)
+    direct = -np.array(
+        [derivative_along(lambda at: evaluate(problem, at[None]).score[0], theta, d) for d in np.eye(theta.size)]
+    )
+    assert relative(observed_information(problem, theta), direct) < EXACT
+    units = unit_information(problem, theta)
+    assert relative(units.sum(axis=0), direct) < EXACT
+    each = -np.stack(
+        [derivative_along(lambda at: subject_scores(problem, at), theta, d) for d in np.eye(theta.size)], axis=1
+    )
+    assert relative(units, 0.5 * (each + np.swapaxes(each, 1, 2))) < EXACT
+
+
 def test_no_expert_of_a_handful_is_inserted_where_it_would_fit_exactly():
     problem = mm.MEMoE("y ~ C(g) + t | re: (1 | id)", levels(), 2).problem
     assert not gains_little(problem, np.zeros(0), 0.0)
 
 
-@pytest.mark.parametrize("jackknife", [False, True])
+@pytest.mark.parametrize(("jackknife", "further"), [(False, None), (True, None), (False, np.arange(9) > 4)])
 @pytest.mark.parametrize("d", [3, 12])
-def test_leverage_of_low_rank(d, jackknife):
+def test_leverage_of_low_rank(d, jackknife, further):
     rng = np.random.default_rng(d)
     factors, matrices = rng.normal(size=(4, d, 9)), rng.normal(size=(4, d, d))
     matrices = matrices + np.swapaxes(matrices, 1, 2)  # indefinite, as those of a mixture
@@ -210,8 +256,10 @@ def test_leverage_of_low_rank(d, jackknife):
     factors[2, -1] = factors[2, 0]  # and one that is there twice
     half, scores = 0.1 * rng.normal(size=(9, 9)), rng.normal(size=(4, 9))
     information = np.swapaxes(factors, 1, 2) @ matrices @ factors
-    expected = corrected_scores(scores, half, leverage(information, half, jackknife))
-    ours = corrected_by_factors(scores, factors @ half, matrices, half, jackknife)
+    units = leverage(information, half, jackknife, further)
+    expected = corrected_scores(scores, half, units)
+    ours, heavy = corrected_by_factors(scores, factors @ half, matrices, half, jackknife, further)
+    assert heavy.tolist() == units.heavy.tolist()
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
 
 

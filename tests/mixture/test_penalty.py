@@ -15,6 +15,7 @@ from scipy.stats import chi2
 import mixmoe as mm
 from mixmoe.cli.main import main
 from mixmoe.errors import ArgumentError
+from mixmoe.inference.cells import described
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed.likelihood.observed import evaluate, observed_information
 from mixmoe.mixture.estimate import better
@@ -290,6 +291,32 @@ def test_separation_along_a_number_and_of_a_combination():
     assert "to expert 2 where u is -" in message
     assert "Finite are all other coefficients." in message
     assert fit.proportions()["std_error"].isna().all()
+
+
+def test_the_share_of_an_expert_that_is_certain_everywhere_has_no_standard_error():
+    """Expert 3 is a cell of its own; the other two share the rest."""
+    counts = np.array([[30, 20, 0], [25, 25, 0], [0, 0, 15]])
+    fit, message = separated(table_data(counts), experts=3)
+    shares = fit.proportions()
+    alone = int(np.argmin(np.abs(shares["estimate"] - 15 / 115)))
+    assert shares.iloc[alone, 1:].isna().all()
+    assert f"with their standard errors, but for expert {alone + 1}, of which every probability is" in message
+    p, total = np.array([20 / 50, 25 / 50]), np.array([50, 50])
+    error = np.sqrt((total * p * (1 - p) * leave_one_out(total) ** 2).sum()) / 115
+    np.testing.assert_allclose(shares.drop(index=shares.index[alone])["std_error"], error, rtol=1e-3)
+
+
+def test_cells_that_only_several_columns_tell_apart_are_not_named_by_one():
+    n = np.arange(40)
+    data = pd.DataFrame({"y": n * 1.0, "g": np.array(list("abc"))[n % 3], "z": np.sin(n)})
+    design = mm.MEMoE("y ~ z | gate: g + z", data, 2).design
+    inside = data["z"] > np.array([0.0, 0.2, 0.5])[n % 3]
+    words = f"for {inside.sum()} of 40 rows with a combination of g, z"
+    assert described(design, inside.to_numpy(), ["g", "z"]) == words
+    inside = (data["z"] > 0) & ((data["g"] == "a") | (data["z"] > 0.3) & (data["g"] == "b"))
+    words = f"for {inside.sum()} of 40 rows with a combination of g, z (g is one of a, b)"
+    assert described(design, inside.to_numpy(), ["g", "z"]) == words
+    assert described(design, (data["g"] == "a").to_numpy(), ["g", "z"]) == "where g = a"
 
 
 def test_a_slope_that_grows_with_an_infinite_coefficient_has_no_value():

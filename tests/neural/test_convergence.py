@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from mixmoe.neural.estimators.last_layer import (  # noqa: E402
     COLLINEAR,
+    WIDE,
     LastState,
     add_exact_gradients,
     factors_of,
@@ -59,9 +60,8 @@ def dense_objective(values, x, y):
     Z = H @ L
     V = (2 * log_sigma).exp() * (torch.eye(x.shape[1]) + Z @ Z.mT)
     normal = torch.distributions.MultivariateNormal(torch.zeros_like(x), V)
-    ridge = COLLINEAR * x.numel() * beta.square().sum() / (2 * log_sigma).exp()
-    loadings = (2 * log_sigma).exp() * entries.square().sum()
-    priors = hidden.square().sum() + beta.square().sum() + loadings
+    ridge = (COLLINEAR * x.numel() + WIDE) * beta.square().sum() / (2 * log_sigma).exp()
+    priors = hidden.square().sum() + (2 * log_sigma).exp() * entries.square().sum()
     return normal.log_prob(y - H @ beta).sum() - 0.5 * priors - 0.5 * ridge
 
 
@@ -75,8 +75,8 @@ def test_another_optimiser_finds_nothing_above_a_default_fit():
     start = np.concatenate([trained.theta, (trained.loading / sigma)[np.tril_indices(3)], [np.log(sigma)]])
     here = float(dense_objective(torch.tensor(start), x, y))
     theta, n = torch.tensor(trained.theta), y.numel()
-    penalty = 0.5 * float(theta.square().sum()) + 0.5 * np.square(trained.loading).sum()
-    penalty += 0.5 * COLLINEAR * n * float(theta[4:].square().sum()) / sigma**2
+    penalty = 0.5 * float(theta[:4].square().sum()) + 0.5 * np.square(trained.loading).sum()
+    penalty += 0.5 * (COLLINEAR * n + WIDE) * float(theta[4:].square().sum()) / sigma**2
     assert trained.loglik == pytest.approx(here + penalty, abs=1e-8)  # what is printed is the plain likelihood
 
     def downhill(values):
@@ -135,9 +135,9 @@ def test_a_linear_network_has_one_start_and_no_penalty():
     np.testing.assert_array_equal(fit.params, plain.params)
 
 
-def test_the_prior_of_all_layers_and_loadings_can_be_left_out():
+def test_the_prior_of_hidden_layers_and_loadings_can_be_left_out():
     fits = [quiet(weight_decay=decay, epochs=150).trained for decay in (None, 0.0)]
-    for size in (lambda fit: fit.theta[:4], lambda fit: fit.theta[4:], lambda fit: fit.loading):
+    for size in (lambda fit: fit.theta[:4], lambda fit: fit.loading):
         assert np.square(size(fits[0])).sum() < np.square(size(fits[1])).sum()
     assert fits[0].loglik < fits[1].loglik
 

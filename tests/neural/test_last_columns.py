@@ -69,7 +69,7 @@ def test_the_double_bar_holds_for_some_columns():
 
 def test_effects_and_limits_are_those_of_the_named_columns(tmp_path):
     fit = network("last[1, t]")
-    assert list(fit.random_effects.columns) == ["layer1.weight[1,1]", "layer1.bias[1]"]
+    assert list(fit.random_effects.columns) == ["Intercept", "t"]
     assert fit.random_effects_se.shape == (25, 2)
     low, high = (fit.predict(DATA, kind="subject", interval="prediction")[f"mean_{end}"] for end in ("low", "high"))
     assert 0.85 < ((low < DATA["y"]) & (DATA["y"] < high)).mean() <= 1.0
@@ -81,9 +81,18 @@ def test_effects_and_limits_are_those_of_the_named_columns(tmp_path):
     np.testing.assert_allclose(again.predict(new), fit.predict(new), atol=1e-12)
 
 
+def test_effects_are_those_of_the_mixed_model_on_the_users_scale():
+    fit, peer = network("last[1, t]"), mixed("1 + t")
+    found, expected = fit.random_effects, peer.random_effects["mixed"]
+    np.testing.assert_allclose(found, expected[["Intercept", "t"]], atol=1e-4)
+    np.testing.assert_allclose(fit.random_effects_se, expected[["Intercept_se", "t_se"]], atol=1e-4)
+    new = DATA[DATA["id"] == DATA["id"].iloc[0]]
+    np.testing.assert_allclose(fit.adapt(new).effects(), found.loc[[new["id"].iloc[0]]], atol=1e-6)
+
+
 def test_all_columns_of_a_category_go_together():
     fit = network("last[1, g]")
-    assert list(fit.random_effects.columns) == ["layer1.weight[3,1]", "layer1.weight[4,1]", "layer1.bias[1]"]
+    assert list(fit.random_effects.columns) == ["Intercept", "g[T.b]", "g[T.c]"]
     np.testing.assert_allclose(fit.llf, mixed("1 + g").llf, atol=1e-4)
 
 

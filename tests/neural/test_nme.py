@@ -270,7 +270,7 @@ def test_figures(deep):
         ("y ~ x1 | re: (second | id)", {}, FormulaError, "unknown layer 'second' in re:; this network has first, last"),
         ("y ~ x1 | re: (layer[4] | id)", {}, FormulaError, "unknown layer"),
         ("y ~ x1 | re: (transitions | id) | seq: x1", {"family": "gaussian"}, FormulaError, "unknown layer 'transi"),
-        ("y ~ x1 | gate: x2 | re: (last | id)", {}, FormulaError, "no section 'gate:'"),
+        ("y ~ x1 | gate: x2 | re: (last | id)", {}, FormulaError, "'gate:' for sequences of states only"),
         ("y ~ x1 | vary: x2", {}, FormulaError, "no section 'vary:'"),
         ("y ~ common(x1) | re: (last | id)", {}, FormulaError, "no common"),
         ("y ~ x1 | re: (last | id)", {"hidden": (0,)}, ArgumentError, "hidden must hold positive whole numbers"),

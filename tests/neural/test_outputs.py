@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm
 
 import mixmoe as mm
-from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, MixmoeWarning
+from mixmoe.errors import ArgumentError, BoundaryWarning, ConvergenceWarning, DesignError, MixmoeWarning
 from mixmoe.inference.wald import InvalidTest
 
 torch = pytest.importorskip("torch")
@@ -372,6 +372,7 @@ def test_effects_of_a_chain_are_drawn(seq, tmp_path):
     assert ((population.y > 0) & (population.y < 1)).all()
     assert population.ylabel == "P(st = C)"
     page = fit.report(tmp_path / "chain.html").read_text(encoding="utf-8")
+    assert "epochs=40" in page
     assert "Predictions along one input" in page
     assert "No figure" not in page
 
@@ -524,3 +525,46 @@ def test_coefficients_of_a_chain_do_not_depend_on_the_units(chain):
         assert chain.params[name] == pytest.approx(5 * other.params[name])
         assert chain.bse[name] == pytest.approx(5 * other.bse[name], rel=1e-6)
     assert np.isfinite(chain.bse[["x(B)", "x(C)"]]).all()
+
+
+def test_effects_of_categories_and_transitions_have_names_and_the_users_scale(chain):
+    assert list(chain.random_effects.columns)[:2] == ["transition(A,A)", "transition(A,B)"]
+    fit = quiet("bin ~ x + w | re: (last | id)", DATA, hidden=(), epochs=40)
+    assert list(fit.random_effects.columns) == ["Intercept", "x", "w"]
+    scaling, own = fit.model.scaling, fit.persons.z @ fit.trained.loading.T
+    np.testing.assert_allclose(fit.random_effects["x"], own[:, 0] / scaling.sd[0], atol=1e-12)
+    by_hand = own[:, 2] - own[:, :2] @ (scaling.mean / scaling.sd)
+    np.testing.assert_allclose(fit.random_effects["Intercept"], by_hand, atol=1e-12)
+    assert (fit.random_effects_se > 0).all().all()
+
+
+def test_many_effects_are_drawn_a_few_at_a_time():
+    fit = quiet(LAST, DATA, epochs=5)
+    panels = fit.panels("random_effects")
+    assert len(panels) == 10
+    assert f"5 of {fit.model.personal.q} effects" in panels[0].note
+    names = list(fit.random_effects.columns)[:3]
+    assert len(fit.panels("random_effects", parameters=names)) == 3
+    with pytest.raises(ArgumentError, match=r"must name random effects, .*; got 'slope'"):
+        fit.panels("random_effects", parameters=["slope"])
+
+
+def test_a_standard_deviation_of_zero_has_a_flag_and_no_error():
+    level = DATA.groupby("id")["y"].transform("mean")
+    same = DATA.assign(y=DATA["y"] - level, site=np.arange(len(DATA)) % 4)
+    with pytest.warns(BoundaryWarning, match=r"zero is the estimate of the standard deviation.* sd\(Intercept\|id\)"):
+        fit = mm.fit("y ~ x + w | re: (last[1] | id) + (last[1] | site)", same, hidden=(), baselines=False)
+    assert fit.params["sd(Intercept|id)"] < 1e-3
+    assert np.isnan(fit.bse["sd(Intercept|id)"])
+    assert np.isfinite(fit.bse["sigma"])
+
+
+def test_states_held_out_are_the_last_of_sequences():
+    fit = quiet(CHAIN, CHAINS, hidden=(), epochs=10, baselines=True)
+    text = str(fit.summary())
+    assert "the last of each sequence" in text
+    assert "given those before them in the sequence" in " ".join(text.split())
+    table = next(t for t in fit.tables() if t.key == "comparison")
+    ratios = dict(zip(table.index, (row[1] for row in table.cells), strict=True))
+    assert ratios.pop("one network per person") is None  # it saw the rows
+    assert min(ratios.values()) == 1.0

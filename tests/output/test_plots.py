@@ -105,7 +105,7 @@ def test_a_unit_with_one_row_is_a_dot():
 def test_given_axes_are_used_and_returned(plt):
     _, ax = plt.subplots()
     assert draw([curve()], ax=ax) is ax
-    assert draw_responsibilities(np.eye(3), ax=ax) is ax
+    assert draw_responsibilities(np.eye(3), "abc", ax=ax) is ax
     _, both = plt.subplots(1, 2)
     assert draw([curve("a"), curve("b")], ax=both) is both
     assert isinstance(ax, Axes)
@@ -124,7 +124,7 @@ def test_wrong_axes(plt):
 @pytest.mark.parametrize("n_units", [1, 7, 5000])
 def test_responsibilities_fill_the_unit_square(n_units):
     tau = np.random.default_rng(0).dirichlet([0.5, 0.5, 0.5], size=n_units)
-    axes = draw_responsibilities(tau).axes[0]
+    axes = draw_responsibilities(tau, [f"expert {k + 1}" for k in range(tau.shape[1])]).axes[0]
     assert axes.get_xlim() == (0, n_units)
     assert axes.get_ylim() == (0, 1)
     labels = [t.get_text() for t in axes.get_legend().get_texts()]
@@ -204,3 +204,20 @@ def test_names_of_categories_do_not_overlap(names):
 def test_labels_have_no_backticks():
     axes = draw([categorical(("a", "b"))]).axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("my arm", "y 1")
+
+
+def test_panels_of_one_expert_each_share_heights_and_the_legend():
+    x = np.arange(3.0)
+    curves = [
+        Curve(f"expert {k}", word, x, height * x, expert=k, shade=j)
+        for k, height in ((1, 1.0), (2, 5.0))
+        for j, word in enumerate(("low", "high"), 1)
+    ]
+    first, last = draw(curves).axes
+    assert first.get_ylim() == last.get_ylim()
+    assert first.get_legend() is None
+    assert [text.get_text() for text in last.get_legend().get_texts()] == ["low", "high"]
+    terms = [Curve(f"coefficient of {z}", f"expert {k}", x, k * x, expert=k) for z in "ab" for k in (1, 2)]
+    terms[2] = replace(terms[2], y=100 * x)
+    one, other = draw(terms).axes
+    assert one.get_ylim() != other.get_ylim()  # coefficients of two terms have two units

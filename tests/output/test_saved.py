@@ -12,9 +12,9 @@ import pytest
 
 from mixmoe.errors import ArgumentError, DesignError, SavedFileError
 from mixmoe.families import register, unregister
+from mixmoe.loading import load
 from mixmoe.mixture.estimate import Flag
 from mixmoe.output.saved import read, write
-from mixmoe.results import load
 from tests.fake_model import BOUNDARY, FakeModel, make_data, make_results, replace
 
 

@@ -1,6 +1,7 @@
 """Figures of NME on simulated data, against those in the method's description.
 
-    OMP_NUM_THREADS=1 python -m tests.simulation.neural [errors|chains|persons|settings|cultures] [--seeds 5]
+    OMP_NUM_THREADS=1 python -m tests.simulation.neural [errors|chains|persons|settings|cultures|transitions]
+        [--seeds 5]
 
 Designs: 100 persons, 25-60 rows (or 10-20), 4 inputs, hidden (10, 5), noise variance .09; person effects inside three
 hidden units (nonlinear), on the weights of the same units and on the intercept (linear), or none.
@@ -243,7 +244,49 @@ def cultures(seeds):
         print(f"  seed {seed}: persons / + culture's intercept / + last of cultures: {shown}", flush=True)
 
 
-STUDIES = {"errors": errors, "chains": chains, "persons": persons, "settings": settings, "cultures": cultures}
+def tied_chains(seed, shift=0.0, n_persons=40, lengths=(6, 20), sd=0.8):
+    """Two states; transitions of persons go with the length of their sequences by `shift`, or with nothing."""
+    rng = np.random.default_rng(seed)
+    length = rng.permutation(np.repeat(lengths, n_persons // 2))
+    rows = []
+    for person, n in enumerate(length):
+        tied = shift * (length[person] - length.mean()) / length.std()
+        table = sd * rng.normal(size=(2, 2)) + (0.5 + 0.5 * tied) * np.eye(2)
+        ahead = np.zeros((n, 2))
+        for t in range(n - 2, -1, -1):
+            ahead[t] = np.log(np.exp(table + ahead[t + 1]).sum(1))
+        state = 0
+        for t in range(n):
+            score = ahead[t] + (table[state] if t else 0.0)
+            state = int(rng.random() < 1.0 / (1.0 + np.exp(score[0] - score[1])))
+            rows.append((person, t, "AB"[state], float(n)))
+    return pd.DataFrame(rows, columns=["id", "day", "state", "w"])
+
+
+def transitions(seeds):
+    """Size and power of the tests of a covariate of the transitions that is the length of the sequences."""
+    formula = "state ~ 1 | gate: w | re: (transitions | id) | seq: day"
+    for shift in (0.0, 0.8):
+        chosen = seeds if shift == 0.0 else list(seeds)[: max(len(seeds) // 6, 1)]
+        p = []
+        for seed in chosen:
+            fit = mm.fit(formula, tied_chains(seed, shift), hidden=(), epochs=120, baselines=False, rng=0)
+            p.append(fit.transition_tests().loc["w", ["wald_pvalue", "lr_pvalue"]].to_numpy(dtype=float))
+            if len(p) % 10 == 0:
+                print(f"  shift {shift}, {len(p)}: {(np.array(p) < 0.05).sum(0)} rejected at .05", flush=True)
+        share = (np.array(p) < 0.05).mean(0)
+        error = np.sqrt(share * (1.0 - share) / len(p))
+        print(f"shift {shift}: rejected by Wald {share[0]:.3f} ({error[0]:.3f}), ratio {share[1]:.3f} ({error[1]:.3f})")
+
+
+STUDIES = {
+    "errors": errors,
+    "chains": chains,
+    "persons": persons,
+    "settings": settings,
+    "cultures": cultures,
+    "transitions": transitions,
+}
 
 
 def main():

@@ -11,7 +11,15 @@ from scipy.optimize import minimize
 from scipy.stats import chi2, skew
 
 import mixmoe as mm
-from mixmoe.errors import ArgumentError, AssumptionWarning, DesignError, FormulaError
+from mixmoe.errors import (
+    ArgumentError,
+    AssumptionWarning,
+    BoundaryWarning,
+    ConvergenceWarning,
+    DesignError,
+    FormulaError,
+)
+from mixmoe.inference.wald import InvalidTest
 from mixmoe.three_step.distal import Distal, Predictors
 from mixmoe.three_step.estimates import Normal, StepThree, build_assignment, skewness
 from tests.check.helpers import pbc
@@ -312,10 +320,72 @@ def test_rows_as_units():
 def test_a_category_that_never_occurs_is_said():
     fit, out, _ = overlapping(300, K=3)
     out["b"] = np.where(fit.classify()["expert"] == 1, 0, out["b"])
-    with pytest.raises(ArgumentError, match="'bch' has no solution here"):
+    with pytest.raises(ArgumentError, match=r"'bch' has no solution here.*or for an outcome of zeros and ones kind"):
         fit.distal("b ~ expert", out, method="bch")
-    found = fit.distal("b ~ expert", out, method="naive")
-    assert "never, or always, occurs" in str(found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AssumptionWarning)
+        assert np.isfinite(fit.distal("b ~ expert", out, kind="numeric").margins.std_errors).all()
+    for method in ("ml", "naive"):
+        with pytest.warns(BoundaryWarning, match="never, or always, occurs under expert 1: "):
+            found = fit.distal("b ~ expert", out, method=method)
+        assert [flag.code for flag in found.flags] == ["separated"]
+        assert found.flags[0].message in found.remarks
+        frame = found.to_frame()
+        assert frame.loc[0, "estimate"] == 0.0
+        assert frame.loc[0, ["std_error", "conf_low", "conf_high"]].isna().all()
+        assert frame.loc[1:].notna().all(axis=None)
+        assert np.isnan(found.coefficients.std_errors).all()  # those of the others are against expert 1
+        assert isinstance(found.overall, InvalidTest)
+        assert found.pairwise()["std_error"].notna().tolist() == [False, False, True]
+    modal = fit.classify()["expert"].to_numpy()
+    share = out["b"].to_numpy()[modal == 2].mean()  # naive: of those assigned, as if there were no other experts
+    assert frame.loc[1, "estimate"] == pytest.approx(share, rel=1e-6)
+    assert frame.loc[1, "std_error"] == pytest.approx(np.sqrt(share * (1 - share) / (modal == 2).sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_covariate_that_leaves_no_units_to_an_expert(clear, method):
+    """The other coefficients, and the joint test, are those of a logit without the level."""
+    fit, out = clear
+    site = np.array(list("abc"))[np.arange(len(out)) % 3]
+    site[np.flatnonzero(out["k"] == 1)[:12]] = "d"  # all of them in expert 1
+    out = out.assign(site=site)
+    with pytest.warns(BoundaryWarning, match="covariate site leaves no units to expert 2 where site = d: "):
+        found = fit.covariates("~ site + x", out, method=method)
+    assert [flag.code for flag in found.flags] == ["separated_gate"]
+    assert "gate2.site[T.d] is infinite" in str(found)
+    frame = found.to_frame()
+    assert frame.loc["gate2.site[T.d]", ["std_error", "statistic", "p_value", "conf_low"]].isna().all()
+    rest = out[out["site"] != "d"]
+    peer = smf.logit("second ~ site + x", rest.assign(second=(rest["k"] == 2) * 1.0)).fit(disp=False, cov_type="HC0")
+    kept = ["gate2.Intercept", "gate2.site[T.b]", "gate2.site[T.c]", "gate2.x"]
+    np.testing.assert_allclose(frame.loc[kept, "estimate"], peer.params, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(frame.loc[kept, "std_error"], peer.bse, rtol=2e-3)
+    joint = peer.wald_test(np.eye(4)[1:3], scalar=True)
+    tests = found.tests()
+    assert tests.loc["site", "df"] == 2
+    np.testing.assert_allclose(tests.loc["site", "statistic"], joint.statistic, rtol=5e-3)
+
+
+def test_a_covariate_all_of_whose_coefficients_are_infinite(clear):
+    fit, out = clear
+    out = out.assign(z=np.where(out["k"] == 2, 1.0, -1.0) * (1 + out["x"].abs()))
+    with pytest.warns(BoundaryWarning, match="covariate z leaves no units to expert 1"):
+        found = fit.covariates("~ z", out)
+    assert found.to_frame()["std_error"].isna().all()
+    assert found.tests().isna().all(axis=None)
+
+
+def test_an_outcome_that_does_not_vary_under_an_expert(clear):
+    fit, out = clear
+    out = out.assign(o=np.where(out["k"] == 1, 0.0, out["o"]))
+    with pytest.warns(ConvergenceWarning, match="did not converge; use another method"):
+        fit.distal("o ~ expert", out, method="ml")  # whose likelihood has no bound
+    for method in ("bch", "naive"):
+        found = fit.distal("o ~ expert", out, method=method)
+        second = out.loc[out["k"] == 2, "o"]
+        assert found.margins.values[1] == pytest.approx(second.mean(), rel=1e-4)
+        assert found.margins.std_errors[1] == pytest.approx(second.std(ddof=0) / np.sqrt(len(second)), rel=2e-3)
 
 
 def test_refusals(case):

@@ -98,7 +98,7 @@ def fitted(gate_bandwidth=None):
 def test_influence_on_a_slope_is_its_derivative_by_the_weight(bias):
     problem, coef = fitted()
     fits = fit_levels(problem, coef, bias, 1)
-    assert fits.fit.converged.all()
+    assert fits.bounded.fit.converged.all()
     inf = level_influence(fits, 0.0, derivative=1)
     np.testing.assert_allclose(inf.levels, fits.values(1), rtol=1e-12)
     each = unit_influence(inf, slice(None)).reshape(400, 12, -1)

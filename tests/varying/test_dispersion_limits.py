@@ -9,7 +9,7 @@ from scipy.stats import nbinom
 from scipy.stats import t as student
 
 from mixmoe.errors import MixmoeWarning
-from mixmoe.varying.bands import LEAST_DF
+from mixmoe.varying.bands import LEAST_DF, level_process
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.local_likelihood import build_local, local_start, maximise_bounded
@@ -146,7 +146,7 @@ def test_held_functions_have_no_influence_and_leave_the_others_theirs():
 def test_bands_end_where_fewer_than_two_degrees_of_freedom_carry_them():
     data = vcmoe(n=300, index_shape=(2.0, 2.0), rng=3).data
     fit, bands = silent_fit(FORMULA, data, bandwidth=0.25)
-    process = fit._process("rbc")
+    process = level_process(fit.model.problem, fit.model.coef)
     thin = (bands["mark"] == "thin").to_numpy().reshape(8, -1).T
     finite = np.isfinite(np.einsum("glgl->gl", process.covariance))
     np.testing.assert_array_equal(thin, (process.df < LEAST_DF) & finite)
@@ -189,7 +189,8 @@ def test_limits_of_theta_in_a_mixture_take_the_degrees_of_freedom_into_account()
     data = vcmoe(n=300, family="negbinomial", rng=2).data
     fit, bands = silent_fit(FORMULA, data, family="negbinomial", bandwidth=0.4, n_grid=6, offset="log_size")
     theta, profile = bands[bands["coefficient"] == "theta1"].reset_index(drop=True), fit._thetas["rbc"]
-    df = fit.model.process("rbc", fit.cov, 0).df[:, fit.model.problem.slots.dispersions.start]
+    process = level_process(fit.model.problem, fit.model.coef)
+    df = process.df[:, fit.model.problem.slots.dispersions.start]
     checked = 0
     for g in range(6):
         if np.isfinite(df[g]) and np.isfinite(theta["conf_low"][g]):

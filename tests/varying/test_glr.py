@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
 from mixmoe.errors import ArgumentError
 from mixmoe.varying.model import VCMoE
@@ -38,7 +39,14 @@ def test_summary_has_the_asymptotic_p_values(fit):
     table = next(table for table in fit.tables() if table.key == "functions")
     where = table.columns.index("P const.")
     shown = {name: cells[where] for name, cells in zip(table.index, table.cells, strict=True)}
-    assert shown == tests.drop("all").to_dict()
+    assert shown == tests.to_dict()
+
+
+@pytest.mark.parametrize("method", ["asymptotic", "calibrated"])
+def test_p_value_follows_from_statistic_scale_and_df(fit, method):
+    test = fit.test_varying("expert1.z1", method=method, n_boot=76, rng=0)
+    assert test.pvalue == pytest.approx(chi2.sf(test.scale * test.statistic, test.df), rel=1e-12)
+    assert f"scale {test.scale:.2f}, df {test.df:.2f}" in str(test)
 
 
 def test_groups_name_their_functions(fit):

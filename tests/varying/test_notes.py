@@ -134,3 +134,73 @@ def test_names_of_an_index_do_not_cut_tables(plain):
     text = str(long.summary())
     assert "(continued)" not in text
     assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def counts(n=150):
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame({"hour": rng.uniform(0.0, 24.0, n), "x": rng.normal(size=n)})
+    data["y"] = rng.poisson(np.exp(1.0 + 0.3 * data["x"]))
+    return data
+
+
+def test_rate_ratios_of_experts_with_a_log_link():
+    fit = mm.fit("y ~ const(x) | vary: hour", counts(), 1, family="poisson", bandwidth=12.0, n_grid=8)
+    plain, ratios = fit.to_frame(), fit.to_frame(exponentiate=True)
+    for name in ("estimate", "conf_low", "conf_high"):
+        np.testing.assert_allclose(ratios[name], np.exp(plain[name]))
+    np.testing.assert_allclose(ratios["std_error"], plain["std_error"] * np.exp(plain["estimate"]))
+    assert ratios.loc["expert1.x", "estimate"] == pytest.approx(np.exp(0.3), abs=0.2)
+
+
+def test_experts_on_the_scale_of_the_response_have_no_ratios(plain):
+    ratios = plain.to_frame(exponentiate=True)
+    expert = ratios["block"] == "expert"
+    assert ratios.loc[expert, "estimate"].tolist() == plain.to_frame().loc[expert, "estimate"].tolist()
+    assert not ratios.loc[ratios["block"] == "gate", "estimate"].equals(plain.to_frame()["estimate"])
+
+
+@pytest.mark.parametrize(
+    ("formula", "bandwidth", "said"),
+    [
+        ("y ~ x | vary: hour", np.inf, ""),
+        ("y ~ const(x) | vary: hour", 12.0, " of the functions"),
+        ("y ~ x | vary: hour", 12.0, ""),
+    ],
+)
+def test_the_small_sample_correction_is_said_of_what_has_one(formula, bandwidth, said):
+    """Constants rest on all rows, and have the plain sandwich: with and without the correction the same at infinity."""
+    fit = mm.fit(formula, counts(), 1, family="poisson", bandwidth=bandwidth)
+    note = f"small-sample correction{said} by the leverage of each row"
+    assert (note in " ".join(str(fit.summary()).split())) == np.isfinite(bandwidth)
+    without = mm.fit(formula, counts(), 1, family="poisson", bandwidth=bandwidth, correction=False)
+    assert np.array_equal(fit.bse, without.bse) == np.isinf(bandwidth)
+
+
+def test_values_outside_the_range_are_named(plain):
+    with pytest.raises(mm.errors.ArgumentError, match=r"^at must lie within .*, got \[7.0, 20.0\]"):
+        plain.summary(at=[0.5, 7, 20])
+    with pytest.raises(mm.errors.ArgumentError, match=r"^u must lie within .*, got \[7.0\]"):
+        plain.functions([0.5, 7])
+
+
+def test_bands_say_their_bandwidth(plain):
+    assert plain.bands().attrs["bandwidth"] == pytest.approx(0.4)
+    assert "robust bias correction. P const." in " ".join(str(plain.summary()).split())
+    searched = fitted(bandwidth="cv")
+    own = searched.bands().attrs["bandwidth"]
+    assert own < 0.99 * searched.bandwidth
+    assert f"robust bias correction at bandwidth {own:.4g}." in " ".join(str(searched.summary()).split())
+
+
+def test_differences_of_constants_are_no_curves():
+    data = two_groups(1.0).assign(z=lambda d: np.cos(np.arange(len(d))))
+    fit = mm.fit("y ~ const(z) | gate: x | vary: u", data, 2, bandwidth=0.4, n_grid=12, rng=0, starts=2)
+    assert [curve.panel for curve in fit.curves("differences")] == ["expert2.Intercept - expert1.Intercept"]
+
+
+@pytest.mark.parametrize(
+    ("period", "said"), [(24.0, "24 (cyclic)"), (12.0, "12 (cyclic; the data go round 1.94 times)")]
+)
+def test_turns_of_a_cyclic_index_are_counted(period, said):
+    fit = mm.fit(f"y ~ x | vary: cyclic(hour, {period:g})", counts(), 1, family="poisson", bandwidth=5.0, n_grid=12)
+    assert f"hour, 0 to {said}" in str(fit.summary())

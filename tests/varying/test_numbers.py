@@ -243,7 +243,7 @@ def test_sigma_does_not_run_down_where_the_index_thins_out():
     """Seed chosen because it did: a line in log sigma ended at .07, a fifth of the truth, and hid errors of ten SEs."""
     sim = vcmoe(n=600, index_shape=(2.0, 2.0), rng=705020)
     fit = VCMoE(FORMULA, sim.data, bandwidth=0.25, n_grid=25).fit(rng=0, starts=2)
-    fits = fit.model.process("rbc", fit.cov, 0).fits
+    fits = level_process(fit.model.problem, fit.model.coef).fits
     at_end, dispersions = -1, fits.local.problem.slots.dispersions
     flat, line = (np.exp(one.fit.coef[at_end, 0, dispersions]) for one in (fits.bounded, fits.lines.bounded))
     assert flat.min() > 0.25 > 2.0 * line.min()

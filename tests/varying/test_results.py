@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from mixmoe.errors import ArgumentError, ConvergenceWarning, DegeneracyWarning, DesignError
+from mixmoe.loading import load
 from mixmoe.mixed.model import MEMoE
-from mixmoe.results import load
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.results import VCMoEResults

@@ -45,7 +45,7 @@ def test_influence_is_the_derivative_by_the_weight(family, bias):
     """Of sigma in the local likelihoods in which it is a line, of the rest in those in which it is constant."""
     problem, coef = fitted(family=family)
     fits = fit_levels(problem, coef, bias)
-    assert fits.fit.converged.all()
+    assert fits.bounded.fit.converged.all()
     each = unit_influence(level_influence(fits, 0.0), slice(None)).reshape(400, 50, -1)
     for row in ROWS:
         np.testing.assert_allclose(each[row], moved(problem, coef, row, bias), atol=SAME * np.abs(each[row]).max())

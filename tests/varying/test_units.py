@@ -8,7 +8,7 @@ import pytest
 
 from mixmoe.errors import ConvergenceWarning, DesignError
 from mixmoe.inference.wald import InvalidTest
-from mixmoe.results import load
+from mixmoe.loading import load
 from mixmoe.varying.leave_one_out import fitness
 from mixmoe.varying.local_likelihood import (
     build_local,

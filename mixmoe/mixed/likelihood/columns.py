@@ -64,18 +64,23 @@ class Columns:
 
     def gram(self, weights: Array) -> Array:
         """X'X, rows weighted, shape (p, p), for weights of shape (n,)."""
-        if self.sparse is None or self.basis is None:
+        if self.sparse is None:
             return np.asarray((self.dense * weights) @ self.dense.T)
-        return self._in_basis(self.sparse.T @ (self.sparse * weights[:, None]))
+        return self.in_basis((self.sparse.T @ (self.sparse * weights[:, None])).toarray())
 
     def between(self, blocks: Array) -> Array:
         """X'BX, shape (p, p), for B with blocks of shape (c, m, m) on its diagonal, of c runs of m rows."""
         c, m, _ = blocks.shape
-        if self.sparse is None or self.basis is None:
+        if self.sparse is None:
             X = self.dense.T
             return np.asarray(X.T @ (blocks @ X.reshape(c, m, -1)).reshape(X.shape))
         B = bsr_array((blocks, np.arange(c), np.arange(c + 1)), shape=(c * m, c * m)).tocsr()
-        return self._in_basis(self.sparse.T @ (B @ self.sparse))
+        return self.in_basis((self.sparse.T @ (B @ self.sparse)).toarray())
+
+    def summed(self, z: Array, starts: NDArray[np.intp]) -> csr_array:
+        """Sums over the rows of each subject of the columns times z, shape (N, p), in no basis yet."""
+        indicator = csr_array((z, np.arange(z.size), np.append(starts, z.size)))
+        return csr_array(indicator @ (self.dense.T if self.sparse is None else self.sparse))
 
     def at(self, rows: "slice | NDArray[np.intp]") -> "Columns":
         """Some of the rows."""
@@ -92,8 +97,11 @@ class Columns:
             return Columns(dense)
         return _unless_filled(dense, csr_array(by @ self.sparse), self.basis)
 
-    def _in_basis(self, product: csr_array) -> Array:
-        return np.asarray(self.basis.T @ product.toarray() @ self.basis)
+    def in_basis(self, product: AnyArray) -> AnyArray:
+        """Products of sparse columns with one another, shape (p, p), as those of the columns themselves."""
+        if self.basis is None:
+            return product
+        return times_real(times_real(product.T, self.basis).T, self.basis)
 
 
 def columns_of(X: Array, A: Array) -> Columns:

@@ -151,6 +151,8 @@ class Spread:
     errors : ndarray, shape (E, n)
         y - X beta - Z b at the posterior mean of b.
     Z : ndarray, shape (1, q, n)
+    white : ndarray, shape (E, 1 + q, n)
+        The errors and Z, whitened.
     cov : ndarray, shape (E, q, q, N)
         Posterior covariance of b.
     weight : ndarray, shape (E, N)
@@ -159,6 +161,7 @@ class Spread:
 
     errors: AnyArray
     Z: AnyArray
+    white: AnyArray
     cov: AnyArray
     weight: AnyArray
 
@@ -218,9 +221,9 @@ class Independent:
         """L^-1 c with R = L L', shape (E, d, n), for c of shape (E or 1, d, n)."""
         return c / self.sd[:, None]
 
-    def solve(self, c: AnyArray) -> AnyArray:
-        """R^-1 c, shapes as in `whiten`."""
-        return c / (self.sd * self.sd)[:, None]
+    def solved(self, white: AnyArray) -> AnyArray:
+        """R^-1 c from L^-1 c, shapes as in `whiten`."""
+        return white / self.sd[:, None]
 
     def colour(self, c: AnyArray) -> AnyArray:
         """L c, the inverse of `whiten`: errors of covariance R from independent ones."""
@@ -270,9 +273,9 @@ class Chain:
         out /= self.width[:, None]
         return out
 
-    def solve(self, c: AnyArray) -> AnyArray:
-        """R^-1 c, shapes as in `whiten`."""
-        out = self.whiten(c) / self.width[:, None]
+    def solved(self, white: AnyArray) -> AnyArray:
+        """R^-1 c from L^-1 c, shapes as in `whiten`."""
+        out = white / self.width[:, None]
         out[..., :-1] -= self.link[:, None, 1:] * out[..., 1:]
         return out / self.sd[:, None]
 
@@ -282,8 +285,7 @@ class Chain:
 
     def scores(self, s: Spread) -> ErrorScores:
         """Derivatives of the log-densities in the error parameters."""
-        white = self.whiten(s.errors[:, None])
-        white_Z = self.whiten(s.Z)
+        white, white_Z = s.white[:, :1], s.white[:, 1:]
         pull = s.weights(self.visits) * (white * self._turned(s.errors[:, None], white))[:, 0]
         pull += s.traces(self.visits, white_Z, self._turned(s.Z, white_Z))
         pull += self.link / self.width**2
@@ -334,9 +336,9 @@ class Filter:
         """L^-1 c with R = L L', shape (E, d, n), for c of shape (E or 1, d, n)."""
         return self._innovations(c) / np.sqrt(self.variance)[:, None]
 
-    def solve(self, c: AnyArray) -> AnyArray:
-        """R^-1 c, shapes as in `whiten`."""
-        return self._differences(self.tails(c))
+    def solved(self, white: AnyArray) -> AnyArray:
+        """R^-1 c from L^-1 c, shapes as in `whiten`."""
+        return self._differences(self._tails(white))
 
     def colour(self, c: AnyArray) -> AnyArray:
         """L c, the inverse of `whiten`: errors of covariance R from independent ones."""
@@ -344,15 +346,14 @@ class Filter:
         moved = recursion(self.visits, self.visits.continues, self.gain[:, None] * innovations)
         return self.visits.before(moved) + innovations
 
-    def tails(self, c: AnyArray) -> AnyArray:
-        """Sums of R^-1 c over each row and the later ones of its subject, shape (E, d, n)."""
-        return recursion(self.visits, 1 - self.gain, self._innovations(c) / self.variance[:, None], backward=True)
+    def _tails(self, white: AnyArray) -> AnyArray:
+        """Sums of R^-1 c over each row and the later ones of its subject, shape (E, d, n), from L^-1 c."""
+        return recursion(self.visits, 1 - self.gain, white / np.sqrt(self.variance)[:, None], backward=True)
 
     def scores(self, s: Spread) -> ErrorScores:
         """Derivatives of the log-densities in the error parameters."""
         weights, inverse = s.weights(self.visits), self._inverse()
-        Z = np.broadcast_to(s.Z, (len(self.sd), *s.Z.shape[1:]))
-        tails = self.tails(np.concatenate([s.errors[:, None], Z], axis=1))
+        tails = self._tails(s.white)
         solved = self._differences(tails)
         at_rows = weights * solved[:, 0] ** 2 - inverse.diagonal
         at_rows += s.traces(self.visits, solved[:, 1:], solved[:, 1:])
@@ -411,8 +412,24 @@ def factorise(kind: ErrorKind, sd: AnyArray, shape: AnyArray | None, visits: Vis
     if shape is None:
         return Independent(visits, sd)
     if kind == "bm":
-        return _filtered(sd, shape, visits)
-    return _ar1(sd, shape, visits) if kind == "ar1" else _car1(sd, shape, visits)
+        noise, step = sd * sd, shape[:, None] ** 2 * visits.gap
+        left = visits.before(_uncertainty(visits, noise, step)[:, None])[:, 0]
+        ahead = left + step
+        variance = ahead + noise
+        return Filter(visits, sd, shape, ahead / variance, variance)
+    if kind == "ar1":
+        # Whole-number gaps are few: their powers are taken once each, not once per row.
+        gaps, where = np.unique(visits.gap, return_inverse=True)
+        link, slope = integer_power(shape, gaps)[:, where], (gaps * integer_power(shape, gaps - 1))[:, where]
+        # The first row of a subject has nothing before it: its variance is that of the whole error.
+        link[:, visits.starts] = slope[:, visits.starts] = 0.0
+        # (1 - l)(1 + l) rather than 1 - l^2, which loses digits as |l| nears one.
+        return Chain(visits, sd, link, np.sqrt((1 - link) * (1 + link)), slope)
+    exponent = shape[:, None] * visits.gap
+    # 1 - link^2 by expm1: of visits close in time it is tiny, and a difference from one would lose its digits.
+    link, inside = np.exp(-exponent), -np.expm1(-2 * exponent)
+    link[:, visits.starts], inside[:, visits.starts] = 0.0, 1.0
+    return Chain(visits, sd, link, np.sqrt(inside), -visits.gap * link)
 
 
 def whitener(factor: ErrorFactor) -> csr_array:
@@ -422,24 +439,6 @@ def whitener(factor: ErrorFactor) -> csr_array:
     white = factor.whiten(unit.astype(float)[None])[0]  # (m, n): what each row takes from its subject's visit j
     visit, row = np.nonzero(white)
     return csr_array((white[visit, row], (row, np.repeat(starts, counts)[row] + visit)), shape=(unit.shape[1],) * 2)
-
-
-def _car1(sd: AnyArray, phi: AnyArray, visits: Visits) -> Chain:
-    exponent = phi[:, None] * visits.gap
-    # 1 - link^2 by expm1: of visits close in time it is tiny, and a difference from one would lose its digits.
-    link, inside = np.exp(-exponent), -np.expm1(-2 * exponent)
-    # The first row of a subject has nothing before it: its variance is that of the whole error.
-    link[:, visits.starts], inside[:, visits.starts] = 0.0, 1.0
-    return Chain(visits, sd, link, np.sqrt(inside), -visits.gap * link)
-
-
-def _ar1(sd: AnyArray, rho: AnyArray, visits: Visits) -> Chain:
-    # Whole-number gaps are few: their powers are taken once each, not once per row.
-    gaps, where = np.unique(visits.gap, return_inverse=True)
-    link, slope = integer_power(rho, gaps)[:, where], (gaps * integer_power(rho, gaps - 1))[:, where]
-    link[:, visits.starts] = slope[:, visits.starts] = 0.0
-    # (1 - l)(1 + l) rather than 1 - l^2, which loses digits as |l| nears one.
-    return Chain(visits, sd, link, np.sqrt((1 - link) * (1 + link)), slope)
 
 
 def integer_power(rho: AnyArray, exponent: NDArray[np.float64]) -> AnyArray:
@@ -453,14 +452,6 @@ def integer_power(rho: AnyArray, exponent: NDArray[np.float64]) -> AnyArray:
         return power
     slope = np.where(exponent >= 1, usable * rho.real[:, None] ** np.maximum(usable - 1, 0.0), 0.0)
     return power + 1j * rho.imag[:, None] * slope
-
-
-def _filtered(sd: AnyArray, tau: AnyArray, visits: Visits) -> Filter:
-    noise, step = sd * sd, tau[:, None] ** 2 * visits.gap
-    left = visits.before(_uncertainty(visits, noise, step)[:, None])[:, 0]
-    ahead = left + step
-    variance = ahead + noise
-    return Filter(visits, sd, tau, ahead / variance, variance)
 
 
 def recursion(visits: Visits, slope: AnyArray, c: AnyArray, backward: bool = False) -> AnyArray:
@@ -504,8 +495,9 @@ def _uncertainty(visits: Visits, noise: AnyArray, step: AnyArray) -> AnyArray:
 
 def _scale_scores(f: Independent | Chain, s: Spread) -> AnyArray:
     """Derivative in the log standard deviation of each row where that scales all of its error, shape (E, n)."""
-    pull = s.weights(f.visits) * s.errors * f.solve(s.errors[:, None])[:, 0]
-    return pull + s.traces(f.visits, s.Z, f.solve(s.Z)) - 1
+    solved = f.solved(s.white)
+    pull = s.weights(f.visits) * s.errors * solved[:, 0]
+    return pull + s.traces(f.visits, s.Z, solved[:, 1:]) - 1
 
 
 _WORKING = 150_000  # doubles per working array (1.2 MB): rows, unlike moments, are swept once or twice only
@@ -609,6 +601,8 @@ class RowPosterior:
         Of R.
     r : ndarray, shape (E, n)
         y - X beta.
+    white : ndarray, shape (E, q, n)
+        Z whitened.
     G : ndarray, shape (E, q, q, N)
         Z'R^-1 Z.
     L : ndarray, shape (E, q, q, N)
@@ -623,6 +617,7 @@ class RowPosterior:
     T: AnyArray
     factor: ErrorFactor
     r: AnyArray
+    white: AnyArray
     G: AnyArray
     L: AnyArray
     w: AnyArray
@@ -649,8 +644,11 @@ def row_posterior(rows: SerialRows, beta: AnyArray, T: AnyArray, errors: ErrorMo
     r = rows.y - rows.X.predictor(beta)
     # With errors whitened by R's inverse factor, everything below is the algebra of independent errors.
     white_r, white_Z = factor.whiten(r[:, None]), factor.whiten(rows.Z[None])
-    G, Zr = _gram(rows, white_Z), rows.visits.per_subject(white_Z * white_r)
-    q = T.shape[1]
+    E, q = white_Z.shape[:2]
+    G, Zr = np.empty((E, q, q, rows.n_subjects), dtype=white_Z.dtype), rows.visits.per_subject(white_Z * white_r)
+    for a in range(q):
+        for b in range(a + 1):
+            G[:, a, b] = G[:, b, a] = rows.visits.per_subject(white_Z[:, a] * white_Z[:, b])
     inside = np.einsum("eai,eabn->eibn", T, G)
     W = np.einsum("eibn,ebj->eijn", inside, T) + np.eye(q)[:, :, None]
     # I + T'GT has eigenvalues of one or more, whatever D: a singular D needs no special case.
@@ -661,17 +659,7 @@ def row_posterior(rows: SerialRows, beta: AnyArray, T: AnyArray, errors: ErrorMo
     # The t has the same scale matrix V; only what the distance r'V^-1 r enters differs.
     n = rows.visits.counts.astype(float)
     density = normal_density(n, log_det, distance) if errors.df is None else t_density(n, log_det, distance, errors.df)
-    return RowPosterior(T, factor, r, G, L, solve_upper(L, half), distance, density)
-
-
-def _gram(rows: SerialRows, white: AnyArray) -> AnyArray:
-    """Z'R^-1 Z, shape (E, q, q, N)."""
-    E, q = white.shape[:2]
-    G = np.empty((E, q, q, rows.n_subjects), dtype=white.dtype)
-    for a in range(q):
-        for b in range(a + 1):
-            G[:, a, b] = G[:, b, a] = rows.visits.per_subject(white[:, a] * white[:, b])
-    return G
+    return RowPosterior(T, factor, r, white_Z, G, L, solve_upper(L, half), distance, density)
 
 
 def row_means(post: RowPosterior) -> AnyArray:
@@ -710,11 +698,15 @@ def row_scores(rows: SerialRows, post: RowPosterior, errors: ErrorModel) -> RowS
     weight, per_subject = post.density.weight, rows.visits.per_subject
     # V^-1 r = R^-1 (r - Z b), b the posterior mean: V is never formed.
     left = row_errors(rows, post)
-    solved = post.factor.solve(left[:, None])
-    found = post.factor.scores(Spread(left, rows.Z[None], row_covariances(post), weight))
+    white = post.factor.whiten(left[:, None])
+    solved = post.factor.solved(white)
+    both = np.concatenate([white, post.white], axis=1)
+    found = post.factor.scores(Spread(left, rows.Z[None], both, row_covariances(post), weight))
     pull = per_subject(rows.Z * solved)  # Z'V^-1 r  (E, q, N)
     # The weight of the t (1 for normal errors) shrinks what far-off subjects say; the log determinant has none.
-    in_T = (weight[:, None] * pull)[:, :, None] * post.w[:, None] - _curvature(post)
+    # Z'V^-1 Z T = G T W^-1.
+    inside = np.einsum("eab,ebcn->eacn", post.T, inverse_from_cholesky(post.L))
+    in_T = (weight[:, None] * pull)[:, :, None] * post.w[:, None] - np.einsum("eabn,ebcn->eacn", post.G, inside)
     parts = [
         in_T.reshape(E, q * q, N),
         per_subject(found.log_sd)[:, None],
@@ -726,12 +718,6 @@ def row_scores(rows: SerialRows, post: RowPosterior, errors: ErrorModel) -> RowS
         parts.append(post.density.log_df[:, None])
     by_row = np.repeat(weight, rows.visits.counts, axis=-1) * solved[:, 0]
     return RowScores(by_row, np.concatenate(parts, axis=1))
-
-
-def _curvature(post: RowPosterior) -> AnyArray:
-    """Z'V^-1 Z T = G T W^-1, shape (E, q, q, N)."""
-    inside = np.einsum("eab,ebcn->eacn", post.T, inverse_from_cholesky(post.L))
-    return np.einsum("eabn,ebcn->eacn", post.G, inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -759,21 +745,14 @@ class ErrorForm:
         sigma = params.sigma.reshape(-1)
         extra = params.extra.reshape(sigma.size, params.extra.shape[-1])
         v = self.n_slopes
-        shape = None if self.kind == "iid" else self._shape(extra[:, v])
-        return ErrorModel(self.kind, sigma, extra[:, :v], shape, self._df(extra))
-
-    def _shape(self, free: Array) -> Array:
-        # Maps of the whole line onto (-1, 1) and (0, inf): the search knows no bounds.
-        shape: Array = np.tanh(free) if self.kind == "ar1" else np.exp(free)
-        return shape
-
-    def _df(self, extra: Array) -> Array | None:
-        if not self.heavy:
-            return None
-        if self.df is not None:
-            return np.full(extra.shape[0], self.df)
-        df: Array = np.exp(extra[:, -1])
-        return df
+        shape: Array | None = None
+        if self.kind != "iid":
+            # Maps of the whole line onto (-1, 1) and (0, inf): the search knows no bounds.
+            shape = np.tanh(extra[:, v]) if self.kind == "ar1" else np.exp(extra[:, v])
+        df: Array | None = None
+        if self.heavy:
+            df = np.exp(extra[:, -1]) if self.df is None else np.full(sigma.size, self.df)
+        return ErrorModel(self.kind, sigma, extra[:, :v], shape, df)
 
     def unconstrained(self, scores: Array, errors: ErrorModel) -> Array:
         """Scores in the unconstrained parameters, from those of `row_scores`, shape (E, q * q + 1 + d, N)."""
@@ -781,7 +760,7 @@ class ErrorForm:
             scores = scores[:, :-1]
         if errors.shape is None:
             return scores
-        # Chain rule of the two maps in `_shape`: d tanh = 1 - tanh^2, d exp = exp.
+        # Chain rule of the two maps in `model`: d tanh = 1 - tanh^2, d exp = exp.
         slope = 1 - errors.shape**2 if self.kind == "ar1" else errors.shape
         scores[:, -2 if self.heavy and self.df is None else -1] *= slope[:, None]
         return scores

@@ -19,6 +19,7 @@ from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from mixmoe._typing import AnyArray, Array
 from mixmoe.mixed.likelihood.columns import Columns, has_many_columns
@@ -72,9 +73,6 @@ class GaussianData(Protocol):
 
     def around(self, beta: Array) -> Residuals:
         """Residuals at coefficients of shape (E, p)."""
-
-    def weighted_products(self, weights: Array) -> tuple[Array, Array]:
-        """X'X summed with weights of the subjects, shape (E, N), so (E, p, p), and Z'X of each, shape (q, p, N)."""
 
 
 class ClosedExperts(ClosedIntegral):
@@ -165,11 +163,6 @@ class GaussianExperts(ClosedExperts):
         # r'r = y'y - beta'(X'y + X'r)
         rr = self.yy - np.einsum("ep,epn->en", beta, self.Xy + left)
         return Residuals(left, self.Zy - np.swapaxes(times_real(beta, self.ZX), 0, 1), rr)
-
-    def weighted_products(self, weights: Array) -> tuple[Array, Array]:
-        """X'X summed with weights of the subjects, shape (E, p, p), and Z'X of each, shape (q, p, N)."""
-        p, N = self.Xy.shape
-        return (weights @ self.XX.reshape(p * p, N).T).reshape(-1, p, p), self.ZX
 
     def without_response(self) -> "GaussianExperts":
         """The same with a response of zero."""
@@ -273,27 +266,6 @@ def expert_posterior(m: GaussianData, params: Params) -> ExpertPosterior:
     return ExpertPosterior(T, sigma, -0.5 * (log_det + quad), at.left, at.Zr, at.rr, L, v, w)
 
 
-def expert_scores(m: GaussianExperts, post: ExpertPosterior) -> Array:
-    """Derivatives of each subject's log-density in the parameters of each expert.
-
-    Parameters
-    ----------
-    m : GaussianExperts
-    post : ExpertPosterior
-
-    Returns
-    -------
-    ndarray, shape (E, p + q * q + 1, N)
-        In beta, in all entries of T (row by row) and in log sigma.
-    """
-    b = random_effect_means(post)
-    out = np.empty((len(b), len(m.XX) + b.shape[1] ** 2 + 1, len(m.n)), dtype=post.left.dtype)
-    # In beta: X'V^-1 r = X'(r - Z b) / sigma^2 with b the posterior mean of the random effects.
-    out[:, : len(m.XX)] = (post.left - multiply(np.swapaxes(m.ZX, 0, 1), b)) / (post.sigma**2)[:, None, None]
-    out[:, len(m.XX) :] = variance_scores(m, post, b)
-    return out
-
-
 def variance_scores(m: GaussianData, post: ExpertPosterior, b: Array) -> Array:
     """Derivatives of each subject's log-density in all entries of T and in log sigma, shape (E, q * q + 1, N).
 
@@ -321,29 +293,11 @@ def random_effect_means(post: ExpertPosterior) -> Array:
     return (post.T / post.sigma[:, None, None]) @ post.w
 
 
-def random_effect_covariances(post: ExpertPosterior) -> Array:
-    """Posterior covariances of the random effects given the expert, shape (E, q, q, N)."""
-    return np.einsum("eac,ecdn,ebd->eabn", post.T, inverse_from_cholesky(post.L), post.T, optimize=True)
-
-
 def summed_second_moments(post: ExpertPosterior, weights: Array) -> Array:
     """Sums over subjects of weights times E[b b' | y], shape (E, q, q), with weights of shape (E, N)."""
     means = (post.w * weights[:, None]) @ np.swapaxes(post.w, 1, 2) / (post.sigma**2)[:, None, None]
     spread = (inverse_from_cholesky(post.L) @ weights[:, None, :, None])[..., 0]
     return post.T @ (means + spread) @ np.swapaxes(post.T, 1, 2)
-
-
-def weighted_normal_matrix(m: GaussianData, post: ExpertPosterior, weights: Array) -> Array:
-    """Sum over subjects of weights * X'V^-1X, shape (E, p, p); the matrix of generalised least squares."""
-    E, q, N = post.w.shape
-    plain, ZX = m.weighted_products(weights)
-    p = plain.shape[1]
-    # X'V^-1X = (X'X - B'B) / sigma^2 with B = L^-1 Lambda'Z'X; summed over subjects by one product of long rows.
-    Lam = post.T / post.sigma[:, None, None]
-    half = solve_lower(post.L, np.einsum("eba,bpn->eapn", Lam, ZX, optimize=True))  # (E, q, p, N)
-    left = np.moveaxis(half * weights[:, None, None], 2, 1).reshape(E, p, q * N)
-    right = np.moveaxis(half, 2, 1).reshape(E, p, q * N)
-    return np.asarray((plain - left @ np.swapaxes(right, 1, 2)) / (post.sigma**2)[:, None, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +318,8 @@ class ClosedDensities:
 
     def effects(self) -> Effects:
         """Posterior of the random effects."""
-        means, covariances = random_effect_means(self.posterior), random_effect_covariances(self.posterior)
+        T, means = self.posterior.T, random_effect_means(self.posterior)
+        covariances = np.einsum("eac,ecdn,ebd->eabn", T, inverse_from_cholesky(self.posterior.L), T, optimize=True)
         shape = self.params.sigma.shape
         return Effects(means.reshape(*shape, *means.shape[1:]), covariances.reshape(*shape, *covariances.shape[1:]))
 
@@ -377,8 +332,26 @@ class GaussianDensities(ClosedDensities):
 
     def scores(self) -> Array:
         """Derivatives, shape (S, K, p + q * q + 1, n)."""
-        flat = expert_scores(self.data, self.posterior)
-        return flat.reshape(*self.params.sigma.shape, *flat.shape[1:])
+        m, post = self.data, self.posterior
+        b = random_effect_means(post)
+        E, p, N = post.left.shape
+        out = np.empty((E, p + b.shape[1] ** 2 + 1, N), dtype=post.left.dtype)
+        # In beta: X'V^-1 r = X'(r - Z b) / sigma^2 with b the posterior mean of the random effects.
+        out[:, :p] = (post.left - multiply(np.swapaxes(m.ZX, 0, 1), b)) / (post.sigma**2)[:, None, None]
+        out[:, p:] = variance_scores(m, post, b)
+        return out.reshape(*self.params.sigma.shape, -1, N)
+
+    def normal_matrix(self, weights: Array) -> Array:
+        """Sum over subjects of weights, shape (E, N), times X'V^-1X, shape (E, p, p)."""
+        m, post = self.data, self.posterior
+        E, p, N = post.left.shape
+        plain = (weights @ m.XX.reshape(p * p, N).T).reshape(E, p, p)
+        # X'V^-1X = (X'X - B'B) / sigma^2 with B = L^-1 Lambda'Z'X; summed over subjects by one product of long rows.
+        Lam = post.T / post.sigma[:, None, None]
+        half = solve_lower(post.L, np.einsum("eba,bpn->eapn", Lam, m.ZX, optimize=True))  # (E, q, p, N)
+        left = np.moveaxis(half * weights[:, None, None], 2, 1).reshape(E, p, -1)
+        right = np.moveaxis(half, 2, 1).reshape(E, p, -1)
+        return np.asarray((plain - left @ np.swapaxes(right, 1, 2)) / (post.sigma**2)[:, None, None])
 
     def summed_scores(self, weights: Array) -> Array:
         """Weighted sums over subjects, shape (S, K, p + q * q + 1), without those of the subjects."""
@@ -456,12 +429,6 @@ class GaussianRowExperts(ClosedExperts):
         left = self.y - self.X.predictor(beta)
         return Residuals(left, self.sums(self.Z * left[:, None]), self.sums(left * left))
 
-    def weighted_products(self, weights: Array) -> tuple[Array, Array]:
-        """X'X summed with weights of the subjects, shape (E, p, p), and Z'X of each, shape (q, p, N)."""
-        of_rows = np.repeat(weights, self.counts, axis=1)
-        plain = np.stack([self.X.gram(weight) for weight in of_rows])
-        return plain, self.sums(self.Z[:, None] * self.X.dense[None])
-
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
         return (*(self.sums(column * self.y) for column in self.X.dense), self.sums(self.y**2))
@@ -534,6 +501,21 @@ class GaussianRowDensities(ClosedDensities, ScoresByRow):
             predictor -= column * np.repeat(b[:, a], self.data.counts, axis=-1)
         predictor /= (self.posterior.sigma**2)[:, None]
         return RowScores(predictor, variance_scores(self.data, self.posterior, b))
+
+    def normal_matrix(self, weights: Array) -> AnyArray:
+        """Sum over subjects of weights, shape (E, N), times X'V^-1X, shape (E, p, p)."""
+        data, post = self.data, self.posterior
+        Lam = post.T / post.sigma[:, None, None]
+        # X'V^-1X = (X'X - X'Z Lambda W^-1 Lambda'Z'X) / sigma^2: of each subject Z'X, and nothing of p by p.
+        inner = np.einsum("eab,ebcn,edc->eadn", Lam, inverse_from_cholesky(post.L), Lam, optimize=True)
+        inner = inner * weights[:, None, None]
+        ZX = [data.X.summed(z, data.starts) for z in data.Z]
+        out = np.empty((*Lam.shape[:1], len(data.X), len(data.X)), dtype=Lam.dtype)
+        for e, (of_rows, mine) in enumerate(zip(np.repeat(weights, data.counts, axis=1), inner, strict=True)):
+            out[e] = data.X.gram(of_rows)
+            for a, b in np.ndindex(mine.shape[:2]):
+                out[e] -= data.X.in_basis((ZX[a].T @ csr_array(ZX[b] * mine[a, b][:, None])).toarray())
+        return out / (post.sigma**2)[:, None, None]
 
     @property
     def _columns(self) -> Columns:

@@ -406,10 +406,13 @@ def dispersion(name: str, own: bool) -> Extra:
 _TOLERANCE = 1e-11  # of a last step; Newton squares the error, so that the mode is exact to rounding
 
 
+_AT_REST = 1e-13  # of a step: Newton has squared the error, and a subject is where rounding lets her be
+
+
 _MAX_PASSES = 100
 
 
-_FEW_MOVING = 0.3  # share of the subjects on their way, up to which their rows are worth being gathered
+_FEW_MOVING = 0.4  # share of subjects and experts on their way, up to which their rows are worth being gathered
 
 
 _MAX_STEP = 4.0  # in standard deviations of a random effect
@@ -556,18 +559,21 @@ class Modes:
     L: Array
     value: Array
 
-    def take(self, subjects: IntArray, rows: IntArray) -> "Modes":
-        """Those of some subjects, whose rows are given."""
-        return Modes(
-            **{f.name: getattr(self, f.name)[..., rows if f.name in _BY_ROW else subjects] for f in fields(self)}
-        )
+    def take(self, experts: IntArray, subjects: IntArray, rows: IntArray) -> "Modes":
+        """Those of some experts and subjects, whose rows are given."""
+        return Modes(**{name: values[experts][..., at] for name, (values, at) in self._places(subjects, rows).items()})
 
-    def put(self, subjects: IntArray, rows: IntArray, part: "Modes") -> "Modes":
-        """With those of some subjects, whose rows are given, in the place of what was there."""
-        whole = {f.name: getattr(self, f.name).copy() for f in fields(self)}
-        for name, values in whole.items():
-            values[..., rows if name in _BY_ROW else subjects] = getattr(part, name)
+    def put(self, experts: IntArray, subjects: IntArray, rows: IntArray, part: "Modes") -> "Modes":
+        """With those of some experts and subjects, whose rows are given, in the place of what was there."""
+        whole = {}
+        for name, (values, at) in self._places(subjects, rows).items():
+            whole[name] = values.copy()
+            whole[name][experts[:, None], ..., at] = np.moveaxis(getattr(part, name), -1, 1)
         return Modes(**whole)
+
+    def _places(self, subjects: IntArray, rows: IntArray) -> dict[str, tuple[Array, IntArray]]:
+        """Each array and where subjects lie on its last axis."""
+        return {f.name: (getattr(self, f.name), rows if f.name in _BY_ROW else subjects) for f in fields(self)}
 
 
 _BY_ROW = ("eta", "slope", "weight")  # of the modes
@@ -636,17 +642,20 @@ def find_modes(rows: Rows, response: Response, at: Predictor, u: Array) -> Modes
 def _ascended(rows: Rows, response: Response, at: Predictor, here: Modes, step: Array, passes: int) -> Modes:
     """Modes of the random effects, from where they are, with the next steps of all subjects, shape (E, q, N)."""
     for lap in range(passes):
-        moving = (np.abs(step) > _TOLERANCE).any(axis=(0, 1))  # (N,)
-        if not moving.any():
+        if not (np.abs(step) > _TOLERANCE).any():
             break
-        if moving.sum() <= _FEW_MOVING * moving.size:
-            # Most are there: the others, such as subjects whose responses are all zero, go on among themselves.
-            some = np.flatnonzero(moving)
-            by_row = np.flatnonzero(rows.spread(moving))
-            # Fixed effects are in the predictor already: their columns need not be gathered.
-            part, of_part = replace(rows, X=Columns(rows.X.dense[:0])).take(some), replace(at, base=at.base[:, by_row])
-            end = _ascended(part, response, of_part, here.take(some, by_row), step[..., some], passes - lap)
-            return here.put(some, by_row, end)
+        moving = (np.abs(step) > _AT_REST).any(axis=1)  # (E, N)
+        experts, subjects = (np.flatnonzero(moving.any(axis=axis)) for axis in (1, 0))
+        if experts.size * subjects.size <= _FEW_MOVING * moving.size:
+            # Most are there: the others, such as subjects whose responses are all zero, go on among themselves. Fixed
+            # effects are in the predictor already: their columns need not be gathered.
+            part = replace(rows, X=Columns(rows.X.dense[:0])).take(subjects)
+            of_rows = np.flatnonzero(rows.spread(moving.any(axis=0)))
+            places = np.ix_(experts, of_rows)
+            mine = Predictor(at.base[places], at.T[experts], at.extra[experts])
+            start = here.take(experts, subjects, of_rows)
+            end = _ascended(part, response, mine, start, step[experts][..., subjects], passes - lap)
+            return here.put(experts, subjects, of_rows, end)
         there = evaluate_at(rows, response, at, here.u + step)
         # Written as a negation, so that a density of NaN counts as worse. The slack is rounding: near the mode a step
         # changes the value by less than its last digits.

@@ -238,7 +238,13 @@ def subject_means(e: LinkEstimate, at: Covariates, seen: Seen, wanted: Wanted) -
     mean = (weights * where.averaged(lambda eta: e.mean(eta, at.trials))).sum(axis=0)
     if not wanted.limits:
         return np.asarray(mean)
-    inside = where.averaged(lambda eta: _second_moment(e, eta, at.trials, mean, wanted.noise))
+
+    def squared(eta: Array) -> Array:
+        """Squared distance of an expectation, or with noise of a response, from the mean over experts and effects."""
+        away = (e.mean(eta, at.trials) - mean) ** 2
+        return away + e.response.variance(eta, e.extra, at.trials) if wanted.noise else away
+
+    inside = where.averaged(squared)
     spread = np.sqrt((weights * inside).sum(axis=0))
     levels = (wanted.alpha / 2, 1 - wanted.alpha / 2)
     if wanted.noise:
@@ -247,12 +253,6 @@ def subject_means(e: LinkEstimate, at: Covariates, seen: Seen, wanted: Wanted) -
     table = where.table()
     lower, upper = (mean_quantile(e, table, weights, at.trials, level) for level in levels)
     return Interval(mean, spread, lower, upper)
-
-
-def _second_moment(e: LinkEstimate, eta: Array, trials: Array, about: Array, noise: bool) -> Array:
-    """Squared distance of an expectation, or with `noise` of a response, from the mean over experts and effects."""
-    away = (e.mean(eta, trials) - about) ** 2
-    return away + e.response.variance(eta, e.extra, trials) if noise else away
 
 
 def subject_expert_means(e: LinkEstimate, at: Covariates, seen: Seen) -> Array:

@@ -16,7 +16,13 @@ from mixmoe.design.design import Design, DesignNames, offset_of, used_columns, w
 from mixmoe.design.frame import places_of, shown
 from mixmoe.errors import DesignError
 from mixmoe.families import Effects
-from mixmoe.inference.uncertainty import Moments, critical, degrees_of_freedom
+from mixmoe.inference.uncertainty import (
+    Moments,
+    critical,
+    degrees_of_freedom,
+    probability_errors,
+    probability_limits,
+)
 from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.correlated import (
     ErrorFactor,
@@ -189,28 +195,22 @@ def gate_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
     """
     pi = gate_probabilities(e, W)
     std_error = np.empty_like(pi)
-    logit_error = np.empty_like(pi)
     V = _block(e.cov, e.where.gate.ravel())
     for k in range(pi.shape[1]):
         slopes = pi[:, [k]] * ((np.arange(1, pi.shape[1]) == k) - pi[:, 1:])  # d pi_k / d predictor_j  (N, K-1)
         gradient = (slopes[:, :, None] * W[:, None]).reshape(W.shape[0], -1)
         std_error[:, k] = _row_errors(gradient, V)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logit_error[:, k] = std_error[:, k] / (pi[:, k] * (1 - pi[:, k]))
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        logit = np.log(pi) - np.log1p(-pi)
-        half = norm.isf(alpha / 2) * logit_error
-        lower, upper = 1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit))
-    certain = std_error == 0  # one expert, or a gate without parameters
-    lower, upper = np.where(certain, pi, lower), np.where(certain, pi, upper)
     if e.separated:
-        at_end = pi * (1 - pi) < _AT_END
-        std_error, lower, upper = (np.where(at_end, np.nan, part) for part in (std_error, lower, upper))
-    return Interval(pi, std_error, lower, upper)
+        std_error[pi * (1 - pi) < _AT_END] = np.nan
+    limits = probability_limits(pi, std_error, alpha)
+    return Interval(pi, probability_errors(std_error), limits.lower, limits.upper)
 
 
 def proportion_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
-    """Mean probability of each expert, shape (K,), with limits by the delta method on the logit scale."""
+    """Mean probability of each expert, shape (K,), with limits by the delta method on the logit scale.
+
+    NaN for an expert whose probability a gate with infinite coefficients puts at zero or one for all units.
+    """
     pi = gate_probabilities(e, W)
     share = pi.mean(axis=0)
     gradient = np.array(
@@ -220,14 +220,10 @@ def proportion_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
         ]
     )
     error = _row_errors(gradient, _block(e.cov, e.where.gate.ravel()))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logit, half = np.log(share) - np.log1p(-share), norm.isf(alpha / 2) * error / (share * (1 - share))
-    lower, upper = 1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit))
-    certain = error == 0
-    if e.separated and (pi * (1 - pi) < _AT_END).all():
-        error, certain = np.full_like(error, np.nan), np.zeros(error.size, dtype=bool)
-        lower, upper = error, error  # all memberships are certain: nothing says how far the shares would vary
-    return Interval(share, error, np.where(certain, share, lower), np.where(certain, share, upper))
+    if e.separated:  # all memberships are certain: nothing says how far the share would vary
+        error[(pi * (1 - pi) < _AT_END).all(axis=0)] = np.nan
+    limits = probability_limits(share, error, alpha)
+    return Interval(share, probability_errors(error), limits.lower, limits.upper)
 
 
 def expert_means(e: Estimate, X: Array) -> Array:
@@ -238,15 +234,12 @@ def expert_means(e: Estimate, X: Array) -> Array:
 def expert_intervals(e: Estimate, X: Array, alpha: float) -> Interval:
     """Trajectories of the experts with confidence limits, each shape (n, K)."""
     errors = [_row_errors(X, _block(e.cov, columns)) for columns in e.where.beta]
-    df = np.inf if e.moments is None else degrees_of_freedom(e.moments, _gradient_of_mean(e, X))[:, None]
+    df: float | Array = np.inf
+    if e.moments is not None:  # of one expert, whose trajectory changes with its coefficients alone
+        gradient = np.zeros((len(X), e.cov.shape[0]))
+        gradient[:, e.where.beta[0]] = X
+        df = degrees_of_freedom(e.moments, gradient)[:, None]
     return wald(expert_means(e, X), np.column_stack(errors), alpha, df)
-
-
-def _gradient_of_mean(e: Estimate, X: Array) -> Array:
-    """Derivatives of the trajectory of the one expert in the reported parameters, shape (n, P)."""
-    gradient = np.zeros((len(X), e.cov.shape[0]))
-    gradient[:, e.where.beta[0]] = X
-    return gradient
 
 
 def weighted_mean_errors(e: Estimate, X: Array, weights: Array) -> Array:
@@ -691,7 +684,8 @@ def _follow(errors: Disturbances, design: Design, past: Past, at: NDArray[np.int
     index = past.rows.visits.rows_of(who)
     sd = past.errors.factor.sd[:, index]
     link = _covariances(errors, past, at, visits.counts, index)
-    solved = factorise(errors.model.kind, sd, errors.model.shape, visits).solve(link[:, None])[:, 0]
+    factor = factorise(errors.model.kind, sd, errors.model.shape, visits)
+    solved = factor.solved(factor.whiten(link[:, None]))[:, 0]
     left = row_errors(past.rows, past.posterior)[:, index]
     Z = design.random[errors.order[at]].T - visits.per_subject(solved[:, None] * past.rows.Z[:, index])
     b = row_means(past.posterior)[..., who]
@@ -704,21 +698,17 @@ def _follow(errors: Disturbances, design: Design, past: Past, at: NDArray[np.int
         known = known + errors.motion[:, at] - explained
     else:
         noise = noise - explained
-    return _stretched(Ahead(means, known, noise, None), past, who)
+    df = past.errors.model.df
+    if df is None:
+        return Ahead(means, known, noise, None)
+    # The t that the normal distribution becomes when the past shows how far from the centre a subject lies.
+    freedom = df[:, None] + past.rows.visits.counts[who].astype(float)
+    factor = (df[:, None] + past.posterior.distance[:, who]) / freedom
+    return Ahead(means, known * factor, noise * factor, freedom)
 
 
 def _times(cov: Array, Z: Array) -> Array:
     return np.einsum("kabn,kbn->kan", cov, Z)
-
-
-def _stretched(ahead: Ahead, past: Past, who: NDArray[np.intp]) -> Ahead:
-    """The t distribution that the normal one becomes when the past shows how far from the centre a subject lies."""
-    df = past.errors.model.df
-    if df is None:
-        return ahead
-    freedom = df[:, None] + past.rows.visits.counts[who].astype(float)
-    factor = (df[:, None] + past.posterior.distance[:, who]) / freedom
-    return Ahead(ahead.means, ahead.known * factor, ahead.noise * factor, freedom)
 
 
 def _covariances(

@@ -25,6 +25,7 @@ from mixmoe.mixed.information import determinant_slope, information
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.search import Guarded
 from mixmoe.mixed.smooth.functions import Geometry
+from mixmoe.numerics.linalg import floored_inverse
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 
 _ROUNDS = 60  # ascents between updates of the smoothing parameters
@@ -337,7 +338,5 @@ def penalised_inverse(geometry: Geometry, H: Array, lambdas: Array) -> Array:
     inside = np.concatenate(geometry.penalised)
     A[inside, inside] += lambdas[geometry.owners]
     scale = np.sqrt(np.maximum(np.abs(np.diag(A)), least))
-    values, vectors = np.linalg.eigh(A / np.outer(scale, scale))
-    size = np.maximum(np.abs(values), _FLOOR * np.abs(values).max())
-    half = geometry.basis @ (vectors / np.sqrt(size) / scale[:, None])
-    return half @ half.T
+    unit = np.outer(scale, scale)
+    return geometry.basis @ (floored_inverse(A / unit, share=_FLOOR) / unit) @ geometry.basis.T

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mixmoe._typing import Array
-from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
+from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_rng
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
@@ -257,29 +257,17 @@ class SmoothResults(MEMoEResults):
             "log-likelihoods has no chi-squared distribution; use test_functions(), or compare aic or bic"
         )
 
-    def relabel(self, order: Sequence[int]) -> Self:
-        """The same fit with experts in another order.
-
-        Parameters
-        ----------
-        order : sequence of int
-            ``order[0]`` is the present number (from 1) of the expert that comes first.
-
-        Returns
-        -------
-        SmoothResults
-        """
-        index = [k - 1 for k in checked_order(order, self.model.n_experts)]
+    def _in_order(self, places: Sequence[int]) -> Self:
         if self.model.n_experts > 2 and any(f.columns.section == "gate" for f in self._smoothing.functions):
             raise ArgumentError(
                 "a fit with penalised functions in the gate cannot be relabelled: penalties are of log odds against "
                 "expert 1, and those against another expert are other ones"
             )
-        permuted = super().relabel(order)
+        permuted = super()._in_order(places)
         names, lambdas = [f.name for f in self._smoothing.functions], self.em.smoothing.copy()
         for i, f in enumerate(self._smoothing.functions):
             if f.columns.section == "expert" and f.expert is not None:
-                lambdas[i] = self.em.smoothing[names.index(f"expert{index[f.expert - 1] + 1}.{f.columns.name}")]
+                lambdas[i] = self.em.smoothing[names.index(f"expert{places[f.expert - 1] + 1}.{f.columns.name}")]
         fit = replace(permuted.em, smoothing=lambdas)
         model = self.model.at(lambdas, self.model.working(fit.params))
         return type(self)(model, fit, permuted.cov)

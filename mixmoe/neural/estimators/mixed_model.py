@@ -238,7 +238,7 @@ class Moments:
     ridge : float
         Penalty on beta in units of sigma^2: ``rss + ridge |beta|^2``.
     prior : float
-        Precision of a normal prior of beta, and of the free entries of the factors sigma L; 0 for none.
+        Precision of a normal prior of the free entries of the factors sigma L; 0 for none.
     """
 
     gram: tuple[Tensor, ...]
@@ -308,7 +308,7 @@ class Profile:
     Attributes
     ----------
     objective : Tensor, shape ()
-        Minus twice the marginal log-likelihood, with the penalty on beta and the priors.
+        Minus twice the marginal log-likelihood, with the penalty on beta and the prior.
     deviance : Tensor, shape ()
         Without them.
     beta : Tensor, shape (p,)
@@ -361,54 +361,21 @@ def profile(m: Moments, factors: Factors, log_sigma: Tensor | None = None) -> Pr
         left = left - border.cross.T @ border.cross
         logdet = logdet + 2.0 * border.root.diagonal().log().sum()
     information, moment, yy = left[:p, :p], left[:p, p], left[p, p]
-    sigma2 = None if log_sigma is None else (2.0 * log_sigma).exp()
-    if m.prior and sigma2 is None:
-        sigma2 = best_variance(m, information, moment, yy, factors.size)
-    weight = m.ridge + m.prior * sigma2 if m.prior else m.ridge
-    penalised = information + weight * identity_like(information)
+    penalised = information + m.ridge * identity_like(information)
     # Without a penalty, so little on the diagonal that features which are collinear can be factored changes no digit.
-    little = 1e-10 * information.diagonal().mean().clamp_min(1e-12) if not m.prior and not m.ridge else weight
+    little = m.ridge if m.ridge else 1e-10 * information.diagonal().mean().clamp_min(1e-12)
     chol = torch.linalg.cholesky(information + little * identity_like(information))
     beta = torch.cholesky_solve(moment.unsqueeze(-1), chol).squeeze(-1)
     rss = yy - (2.0 * moment - penalised @ beta) @ beta
-    sigma2 = rss / m.n if sigma2 is None else sigma2
+    # With a prior on sigma L the best sigma^2 solves n = rss / sigma^2 - prior size sigma^2.
+    sigma2 = rss / m.n if not m.prior else 2.0 * rss / (m.n + (m.n**2 + 4.0 * m.prior * factors.size * rss).sqrt())
+    sigma2 = sigma2 if log_sigma is None else (2.0 * log_sigma).exp()
     of_factors = m.prior * sigma2 * factors.size if m.prior else 0.0
     objective = m.n * (math.log(2.0 * math.pi) + sigma2.log()) + logdet + rss / sigma2 + of_factors
-    deviance = objective - weight * beta.square().sum() / sigma2 - of_factors
+    deviance = objective - m.ridge * beta.square().sum() / sigma2 - of_factors
     inverse_root = joined([part.inverse_root for part in parts])
     cross = tuple(part.cross for part in parts)
     return Profile(objective, deviance, beta, sigma2, inverse_root, cross, border, information)
-
-
-def best_variance(m: Moments, information: Tensor, moment: Tensor, yy: Tensor, size: Tensor | float) -> Tensor:
-    """The residual variance at the maximum given the factors, beta being at its own, where there are priors.
-
-    Parameters
-    ----------
-    information : Tensor, shape (p, p)
-    moment : Tensor, shape (p,)
-    yy : Tensor, shape ()
-        What the effects leave of the cross-products of features and response.
-    size : Tensor, shape ()
-        As in `Factors`.
-
-    Notes
-    -----
-    With rss that of beta at the variance s, ``n = rss(s) / s - prior s size``. As rss rises with s, repeated solutions
-    of this quadratic equation at the rss before come down to the largest s that solves it. No gradient is needed
-    through a maximum.
-    """
-    with torch.no_grad():
-        roots, vectors = torch.linalg.eigh(information)
-        d, c = roots.clamp_min(0.0).tolist(), (vectors.T @ moment).square().tolist()
-        total, e = float(yy), m.prior * float(size)
-        s, before = total / m.n, math.inf
-        while abs(before - s) > 1e-13 * s:
-            weights = [k + m.ridge + m.prior * s for k in d]
-            rss = total - sum(v / w * (2.0 - (k + m.ridge) / w) for v, w, k in zip(c, weights, d, strict=True))
-            before, s = s, 2.0 * rss / (m.n + math.sqrt(m.n**2 + 4.0 * e * rss))
-            s = min(s, before)
-        return torch.as_tensor(s, dtype=yy.dtype, device=yy.device)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from mixmoe.neural.blocks import Block, Blocks, Tensor, torch
 from mixmoe.neural.crf import effect_information
 from mixmoe.neural.estimators.trained import Problem, block_loss, total_loss
-from mixmoe.neural.network import forward, jacobian, view_tensors
+from mixmoe.neural.network import forward, jacobian, transition_scores, view_tensors
 from mixmoe.neural.posterior import (
     Shrinkage,
     curvature_root,
@@ -129,7 +129,8 @@ def crf_information(problem: Problem, state: State) -> Tensor:
             tensors = view_tensors(problem.network, problem.personal, state.theta, effects(state)[block.persons])
             outputs = forward(problem.network, tensors, block.x)
             slopes = jacobian(problem.network, problem.personal, tensors, block.x)[..., :n_layers]
-            H = effect_information(outputs, tensors[-1], slopes, block.mask, moves, block.y)
+            scores = transition_scores(problem.network, tensors, block.x)
+            H = effect_information(outputs, scores, slopes, block.mask, moves, block.y)
             if state.loading is not None:
                 Q = directions(state.loading)
                 H = Q.T @ H @ Q

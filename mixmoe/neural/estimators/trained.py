@@ -15,7 +15,7 @@ from mixmoe.errors import ArgumentError
 from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.blocks import Block, Blocks, Tensor, torch
 from mixmoe.neural.crf import sequence_loss
-from mixmoe.neural.network import Network, Personal, forward, view_tensors
+from mixmoe.neural.network import Network, Personal, forward, transition_scores, view_tensors
 from mixmoe.neural.posterior import Family, row_loss
 
 Estimator = Literal["laplace", "sgd"]
@@ -70,7 +70,7 @@ class Problem:
     further : tuple of Grouping
         Behind that by persons, all of them on the last layer of a Gaussian response.
     prior : float
-        Precision of the normal prior of the last layer and of the loadings of its effects, see `prior_of`.
+        Precision of the normal prior of the loadings of effects on the last layer, see `prior_of`.
     """
 
     family: Family
@@ -288,10 +288,11 @@ def block_loss(problem: Problem, block: Block, theta: Tensor, eta: Tensor | None
     """Negative log-density of each member of a block, shape (B,)."""
     outputs, *tensors = block_outputs(problem, block, theta, eta)
     if problem.family == "crf":
-        loss = sequence_loss(outputs, tensors[-1], block.y, block.mask)
+        scores = transition_scores(problem.network, tensors, block.x)
+        loss = sequence_loss(outputs, scores, block.y, block.mask)
         if bool(block.given.any()):
             known = torch.where(block.given > 0, block.y, -1)
-            loss = loss - sequence_loss(outputs, tensors[-1], known, block.mask)
+            loss = loss - sequence_loss(outputs, scores, known, block.mask)
         return loss
     return (row_loss(problem.family, outputs, block.y, sigma2) * block.mask).sum(-1)
 
@@ -325,8 +326,8 @@ def ridge(problem: Problem, control: Control, theta: Tensor, *, exact: bool = Fa
     Unless the user gives a weight decay, hidden layers below effects on the last layer (Gaussian) have a standard
     normal prior, and so has a whole network without effects, on standardised inputs and response: with few rows the
     likelihood rises as hidden weights grow without end and features become collinear, so that without a prior there is
-    no maximum to arrive at, or one that predicts badly. That of the last layer and of its effects, which are profiled
-    out, is in their likelihood, see `mixed_model`. Effects on hidden layers have a penalty of their own; linear
+    no maximum to arrive at, or one that predicts badly. That of the loadings of effects on the last layer is in their
+    likelihood, see `mixed_model`. Effects on hidden layers have a penalty of their own; linear
     networks, transitions of a CRF and networks of a user's own, whose scales are not known, have no prior.
     """
     if control.weight_decay is None:
