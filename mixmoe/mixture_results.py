@@ -93,6 +93,8 @@ class Assessment:
     def memberships(self) -> pd.DataFrame:
         """Most and second most probable expert of each unit, and how certain the choice is.
 
+        Those of new subjects have probabilities by ``predict(new, kind="probabilities", history=...)``.
+
         Returns
         -------
         DataFrame
@@ -394,7 +396,7 @@ class ExpertTests:
         model = require(self.model, HasExperts, "stability", self.model.spec)
         if self.model.n_experts == 1:
             raise ArgumentError("stability needs at least two experts, got a fit with one")
-        task, n_jobs = resampled_labels(model, self.em), checked_jobs(n_jobs)
+        task, n_jobs = partial(resampled_labels, model, self.em), checked_jobs(n_jobs)
         with Journal(checkpoint, fingerprint(("stability", self._identity(), n_boot)), rng) as journal:
             calls = [partial(task, seed) for seed in journal.rng.spawn(n_boot)]
             found = journal.run(calls, n_jobs, "resamples", progress)
@@ -460,6 +462,8 @@ class MoEResults(Assessment, ExpertTests, Results):
 
     def classify(self) -> pd.DataFrame:
         """The most probable expert of each subject and its probability.
+
+        Those of new subjects have probabilities by ``predict(new, kind="probabilities", history=...)``.
 
         Returns
         -------

@@ -319,7 +319,10 @@ def pool(fits: Sequence[Results], df: float | None = None) -> Pooled:
     blank = [int(i) for i in np.flatnonzero(~np.isfinite(np.diag(rules.total)))]  # no valid standard error in some fit
     within, between = without_parameters(rules.within, blank), without_parameters(rules.between, blank)
     complete = _complete_df(matched, df)
-    return Pooled(matched, Rubin(rules.mean, within, between, rules.m), layout, complete, _agreement(matched))
+    # Mean probability of each unit's most probable expert of the first fit in the others.
+    best = matched[0].em.responsibilities.argmax(axis=1)
+    of_best = [fit.em.responsibilities[np.arange(len(best)), best].mean() for fit in matched[1:]]
+    return Pooled(matched, Rubin(rules.mean, within, between, rules.m), layout, complete, float(np.mean(of_best)))
 
 
 def _checked(fits: Sequence[Results]) -> list[Results]:
@@ -364,12 +367,6 @@ def _matched(fit: Results, first: Results) -> Results:
     shared = first.em.responsibilities.T @ fit.em.responsibilities  # units that two experts hold together
     _, order = linear_sum_assignment(-shared)
     return fit if (order == np.arange(len(order))).all() else fit.relabel([int(k) + 1 for k in order])
-
-
-def _agreement(fits: Sequence[Results]) -> float:
-    """Mean probability of each unit's most probable expert of the first fit in the others."""
-    best = fits[0].em.responsibilities.argmax(axis=1)
-    return float(np.mean([fit.em.responsibilities[np.arange(len(best)), best].mean() for fit in fits[1:]]))
 
 
 def _joint_df(riv: float, k: int, m: int) -> float:

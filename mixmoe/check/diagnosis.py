@@ -267,7 +267,10 @@ class Diagnosis:
         checked_choice(fitted, "fitted", FITTED)
         bins = checked_count(bins, "bins", 2)
         name = self._axis() if x is None else x
-        along = self._along(name)
+        known = [column for column in design.frame if column != design.names.group]
+        if name is not None and name not in known:
+            raise ArgumentError(f"x must be a column of the model, one of {known}, got {name!r}")
+        along = axis_of(design, name) if name else Axis(self._in_design(self.fitted("mean").to_numpy()), ())
         y, tau = np.asarray(design.response, dtype=float), self.em.responsibilities[design.codes]
         predicted, bins = self._expert_means(fitted), max(bins, len(along.categories))
         means = binned_means(along.values, y, tau, predicted, design.codes, bins)
@@ -288,16 +291,6 @@ class Diagnosis:
 
     def _starts_panels(self) -> tuple[Panel, ...]:
         return starts_panels(self.em)
-
-    def _along(self, name: str | None) -> Axis:
-        """A column of the model laid out on an axis; fitted values if there is none."""
-        design = self.model.design
-        if name is None:
-            return Axis(self._in_design(self.fitted("mean").to_numpy()), ())
-        known = [column for column in design.frame if column != design.names.group]
-        if name not in known:
-            raise ArgumentError(f"x must be a column of the model, one of {known}, got {name!r}")
-        return axis_of(design, name)
 
     def _numeric(self, name: str, what: str) -> Array:
         """Values of a numeric column in use, rows in the order of the design."""

@@ -1,6 +1,5 @@
 """Tests of the number of experts, and stability of the classification."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -132,6 +131,12 @@ def bootstrap_test(
     used = values[np.isfinite(values)]
     exceeded = int((used >= statistic).sum())
     stopped = len(values) < n_boot and not draws.interrupted
+    rule = {
+        "binomial": f"stops when a p-value of {alpha:g} is rejected at {_ERROR:g} (Davidson & MacKinnon 2000)",
+        "besag-clifford": f"stops after {_EXCEEDED} exceedances (Besag & Clifford 1991)",
+        "never": "no early stopping",
+    }[stop]
+    rule += "" if stop == "never" else f": {'stopped early' if stopped else f'all of {n_boot} draws'}"
     return ExpertsTest(
         experts=experts,
         statistic=statistic,
@@ -141,7 +146,7 @@ def bootstrap_test(
         n_boot=len(used),
         n_failed=len(values) - len(used),
         exceeded=exceeded,
-        stop=_stop_text(stop, stopped, n_boot, alpha),
+        stop=rule,
         alpha=alpha,
         interrupted=draws.interrupted,
         null=used,
@@ -197,15 +202,6 @@ def decided(stop: str, exceeded: int, n: int, alpha: float) -> bool:
     # A p-value of alpha would lead to so few, or so many, exceedances with less than the tolerated probability.
     below, above = binom.cdf(exceeded, n, alpha), binom.sf(exceeded - 1, n, alpha)
     return bool(min(below, above) < _ERROR / 2)
-
-
-def _stop_text(stop: str, stopped: bool, n_boot: int, alpha: float) -> str:
-    rule = {
-        "binomial": f"stops when a p-value of {alpha:g} is rejected at {_ERROR:g} (Davidson & MacKinnon 2000)",
-        "besag-clifford": f"stops after {_EXCEEDED} exceedances (Besag & Clifford 1991)",
-        "never": "no early stopping",
-    }[stop]
-    return f"{rule}: {'stopped early' if stopped else f'all of {n_boot} draws'}" if stop != "never" else rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,11 +370,7 @@ def best_jaccard(a: Labels, b: Labels) -> Array:
     return (table / np.maximum(union, 1.0)).max(axis=1)
 
 
-def resampled_labels(model: HasExperts, fit: EMFit) -> Callable[[np.random.Generator], list[int]]:
-    """A picklable task that refits to one resample and returns the labels as a list."""
-    return partial(_labels, model, fit)
-
-
-def _labels(model: HasExperts, fit: EMFit, rng: np.random.Generator) -> list[int]:
+def resampled_labels(model: HasExperts, fit: EMFit, rng: np.random.Generator) -> list[int]:
+    """The labels by a refit to one resample, as a list, which a checkpoint can hold."""
     found: list[int] = model.reclassified(fit, rng).tolist()
     return found

@@ -142,16 +142,11 @@ def residual_panel(x: Array, residuals: Array, modal: IntArray, xlabel: str, yla
     experts = np.unique(modal)
     name = len(experts) > 1
     clouds = [Cloud(x[modal == k], residuals[modal == k], int(k), f"expert {k}" if name else "") for k in experts]
-    smooth = _smooth(x, residuals)
+    smooth: tuple[Curve, ...] = ()
+    if len(np.unique(x)) >= _LEAST_VALUES:
+        line = np.unique(lowess(residuals, x, frac=_SMOOTH, delta=0.01 * float(np.ptp(x))), axis=0)
+        smooth = (Curve("", "", line[:, 0], line[:, 1]),)
     return Panel("Residuals", xlabel, ylabel, tuple(clouds), smooth, rules=(Rule(0.0),))
-
-
-def _smooth(x: Array, y: Array) -> tuple[Curve, ...]:
-    """A lowess line, if the horizontal axis has enough values."""
-    if len(np.unique(x)) < _LEAST_VALUES:
-        return ()
-    line = np.unique(lowess(y, x, frac=_SMOOTH, delta=0.01 * float(np.ptp(x))), axis=0)
-    return (Curve("", "", line[:, 0], line[:, 1]),)
 
 
 def qq_panel(ordered: Ordered, independent: bool) -> Panel:
@@ -303,9 +298,9 @@ def effects_panels(effects: Effects, alpha: float, parameters: Sequence[str] | N
     ArgumentError
         If there is no such effect.
     """
-    n = len(effects.names)
     if parameters is None:
-        size = np.square(_own(effects)).mean(axis=0)
+        # Effects of each unit given its most probable expert.
+        size = np.square(effects.means[np.arange(len(effects.modal)), effects.modal - 1]).mean(axis=0)
         chosen = sorted(np.argsort(-size, kind="stable")[:_MOST_EFFECTS].tolist())
     else:
         unknown = [name for name in parameters if name not in effects.names]
@@ -313,57 +308,30 @@ def effects_panels(effects: Effects, alpha: float, parameters: Sequence[str] | N
             what = repr(unknown[0]) if unknown else "none"
             raise ArgumentError(f"parameters must name random effects, {', '.join(effects.names)}; got {what}")
         chosen = [effects.names.index(name) for name in parameters]
-    part = replace(
-        effects,
-        names=tuple(effects.names[k] for k in chosen),
-        means=effects.means[..., chosen],
-        implied=effects.implied[:, chosen][:, :, chosen],
-    )
+    modal, (_, K, n), names = effects.modal, effects.means.shape, [effects.names[k] for k in chosen]
+    own = effects.means[np.arange(len(modal)), modal - 1][:, chosen]
+    implied = effects.implied[:, chosen][:, :, chosen]
+    # Experts that are the most probable one of some unit, with their legend entries.
+    present = {k: f"expert {k}" if K > 1 else "" for k in range(1, K + 1) if (modal == k).any()}
     if len(chosen) == 1:
-        return (_single_effect(part),)
-    pairs = [_pair_of_effects(part, pair, alpha) for pair in combinations(range(len(chosen)), 2)]
-    if len(chosen) == n:
-        return tuple(pairs)
-    more = f"{len(chosen)} of {n} effects; parameters=[...] chooses others"
-    return (replace(pairs[0], note=f"{pairs[0].note}; {more}"), *pairs[1:])
-
-
-def _own(effects: Effects) -> Array:
-    """Effects of each unit given the most probable expert, shape (N, q)."""
-    return effects.means[np.arange(len(effects.modal)), effects.modal - 1]
-
-
-def _present(effects: Effects) -> dict[int, str]:
-    """Experts that are the most probable one of some unit, with their legend entries."""
-    K = effects.means.shape[1]
-    return {k: f"expert {k}" if K > 1 else "" for k in range(1, K + 1) if (effects.modal == k).any()}
-
-
-def _single_effect(effects: Effects) -> Panel:
-    own = _own(effects)[:, 0]
-    clouds = [
-        _standardised(own[effects.modal == k], effects.implied[k - 1, 0, 0], k, label)
-        for k, label in _present(effects).items()
-    ]
-    reach = max((float(np.abs(c.x).max()) for c in clouds), default=1.0)
-    line = Curve("", "", np.array([-reach, reach]), np.array([-reach, reach]))
-    ylabel = f"predicted effect of {effects.names[0]}, standardised"
-    return Panel("Random effects", "normal quantile", ylabel, tuple(clouds), (line,), points_first=False)
-
-
-def _pair_of_effects(effects: Effects, pair: tuple[int, int], alpha: float) -> Panel:
-    x, y = _own(effects)[:, pair].T
-    clouds = [Cloud(x[effects.modal == k], y[effects.modal == k], k, label) for k, label in _present(effects).items()]
-    ellipses = [_ellipse(effects.implied[k - 1][np.ix_(pair, pair)], 1 - alpha, k) for k in _present(effects)]
+        clouds = []
+        for k, label in present.items():
+            values = np.sort(own[modal == k, 0])
+            scale = np.sqrt(max(implied[k - 1, 0, 0], np.finfo(float).tiny))
+            clouds.append(Cloud(ndtri(np.arange(1, len(values) + 1) / (len(values) + 1)), values / scale, k, label))
+        reach = max((float(np.abs(c.x).max()) for c in clouds), default=1.0)
+        line = Curve("", "", np.array([-reach, reach]), np.array([-reach, reach]))
+        ylabel = f"predicted effect of {names[0]}, standardised"
+        return (Panel("Random effects", "normal quantile", ylabel, tuple(clouds), (line,), points_first=False),)
+    panels: list[Panel] = []
     note = f"ellipses: {100 * (1 - alpha):g} % by the model"
-    xlabel, ylabel = (effects.names[i] for i in pair)
-    return Panel("Random effects", xlabel, ylabel, tuple(clouds), tuple(ellipses), note=note)
-
-
-def _standardised(values: Array, variance: float, expert: int, label: str) -> Cloud:
-    n = len(values)
-    scale = np.sqrt(max(variance, np.finfo(float).tiny))
-    return Cloud(ndtri(np.arange(1, n + 1) / (n + 1)), np.sort(values) / scale, expert, label)
+    for i, j in combinations(range(len(chosen)), 2):
+        clouds = [Cloud(own[modal == k, i], own[modal == k, j], k, label) for k, label in present.items()]
+        ellipses = [_ellipse(implied[k - 1][np.ix_((i, j), (i, j))], 1 - alpha, k) for k in present]
+        more = f"; {len(chosen)} of {n} effects; parameters=[...] chooses others"
+        told = note + (more if len(chosen) < n and not panels else "")
+        panels.append(Panel("Random effects", names[i], names[j], tuple(clouds), tuple(ellipses), note=told))
+    return tuple(panels)
 
 
 def _ellipse(cov: Array, level: float, expert: int) -> Curve:
@@ -401,16 +369,12 @@ def starts_panels(em: EMFit) -> tuple[Panel, ...]:
     note += f", {lost} collapsed" if lost else ""
     below = np.round(finite - finite.max(initial=-np.inf), _DIGITS)  # closer ones are the same maximum
     reached = Cloud(np.arange(1.0, finite.size + 1), below, 1)
-    trace = _last_climb(em.trace)
+    # The trace since the likelihood last changed, as it does when a search on some of the units goes on to all.
+    falls = np.flatnonzero(np.diff(em.trace) < -_FALL * (1 + np.abs(em.trace[1:])))
+    trace = em.trace[falls[-1] + 1 :] if falls.size else em.trace
     way = Curve("", "", np.arange(trace.size, dtype=float), trace - trace.max(initial=-np.inf))
     label = "log-likelihood below the best"
     return (
         Panel("Starts", f"rank ({what})", label, (reached,), rules=(Rule(0.0),), note=note, xlim=(0, finite.size + 1)),
         Panel("Trace of the winner", "iteration", label, (), (way,), rules=(Rule(0.0),)),
     )
-
-
-def _last_climb(trace: Array) -> Array:
-    """The trace since the likelihood last changed, as it does when a search on some of the units goes on to all."""
-    falls = np.flatnonzero(np.diff(trace) < -_FALL * (1 + np.abs(trace[1:])))
-    return trace[falls[-1] + 1 :] if falls.size else trace

@@ -146,19 +146,14 @@ def term_tests(owners: Owners, layout: ParamLayout, params: Array, cov: ParamCov
 
     found = []
     for block, owner in owners.items():
-        for term, places in _by_term(layout, block, owner).items():
+        by_term: dict[str, list[int]] = {}  # positions of the coefficients of each term
+        for i in layout.where(block):
+            by_term.setdefault(owner[layout.parameters[i].term], []).append(i)
+        for term, places in by_term.items():
             unit = np.eye(len(layout.parameters))
             equal = _differences(layout, places, unit) if block == "expert" else unit[:0]
             found.append(TermTest(block, term, tested(unit[places]), tested(equal) if len(equal) else None))
     return TermTests(tuple(found), cov.kind)
-
-
-def _by_term(layout: ParamLayout, block: Block, owner: Mapping[str, str]) -> dict[str, list[int]]:
-    """Positions of the coefficients of each term of a block."""
-    out: dict[str, list[int]] = {}
-    for i in layout.where(block):
-        out.setdefault(owner[layout.parameters[i].term], []).append(i)
-    return out
 
 
 def _differences(layout: ParamLayout, places: Sequence[int], unit: Array) -> Array:

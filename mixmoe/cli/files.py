@@ -5,7 +5,7 @@ import re
 import struct
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,9 +33,10 @@ _ENDINGS: Mapping[str, str] = MappingProxyType(
     }
 )
 FORMATS = tuple(dict.fromkeys(_ENDINGS.values()))
+_SEPARATORS: Mapping[str, str] = MappingProxyType({"csv": ",", "tsv": "\t"})
 _NEEDS: Mapping[str, str] = MappingProxyType({"parquet": "pyarrow", "spss": "pyreadstat", "excel": "openpyxl"})
 # Before version 3 pandas reads some numbers wrong in their last digit, by which data are not those of their fit.
-_EXACT = {"float_precision": "round_trip"} if int(pd.__version__.partition(".")[0]) < 3 else {}
+_EXACT: dict[str, Any] = {"float_precision": "round_trip"} if int(pd.__version__.partition(".")[0]) < 3 else {}
 _TOLD_APART = 2**53  # whole numbers up to which floats tell neighbours apart
 _FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.])")  # how a text begins that a spreadsheet computes
 OUT_ENDINGS = (".csv", ".tsv", ".json", ".parquet", ".xlsx")
@@ -66,16 +67,24 @@ def read_data(name: str, kind: str | None = None, sep: str | None = None, decima
     OSError
         If there is no such file.
     """
-    kind = kind or _told_by_ending(name)
+    if kind is None:
+        endings = [ending.lower() for ending in Path(name).suffixes if ending.lower() not in _COMPRESSED]
+        kind = "csv" if name == STREAM else _ENDINGS.get(endings[-1]) if endings else None
+    if kind is None:
+        known = ", ".join(_ENDINGS)
+        raise ArgumentError(f"{name!r} has none of the endings {known}; say with --format what it is")
     if kind == "spss" and name == STREAM:
         raise ArgumentError("SPSS files cannot be read from standard input; give the path of the file")
     if name != STREAM and not Path(name).is_file():
         what = "is a folder" if Path(name).is_dir() else "is not there"
         raise DesignError(f"the file {name!r} {what}; name a file with the data, or - for standard input")
     source = io.BytesIO(sys.stdin.buffer.read()) if name == STREAM else Path(name)
+    separator = sep or _SEPARATORS.get(kind)
     try:
-        read = _readers(sep, decimal)[kind](source)
-        return _with_whole_numbers(read, source, kind, sep) if kind in ("csv", "tsv") else read
+        if kind not in _SEPARATORS:
+            return getattr(pd, f"read_{kind}")(source)
+        read = pd.read_csv(source, sep=separator, decimal=decimal, low_memory=False, **_EXACT)
+        return _with_whole_numbers(read, source, separator)
     except ImportError as error:
         raise MissingExtraError(f"reading {name}", _NEEDS.get(kind, str(error)), "files") from error
     except _damage() as error:
@@ -87,30 +96,7 @@ def is_partitioned_source(name: str) -> bool:
     return name != STREAM and (any(sign in name for sign in "*?[") or Path(name).is_dir())
 
 
-def _told_by_ending(name: str) -> str:
-    if name == STREAM:
-        return "csv"
-    endings = [ending.lower() for ending in Path(name).suffixes if ending.lower() not in _COMPRESSED]
-    kind = _ENDINGS.get(endings[-1]) if endings else None
-    if kind is None:
-        known = ", ".join(_ENDINGS)
-        raise ArgumentError(f"{name!r} has none of the endings {known}; say with --format what it is")
-    return kind
-
-
-def _readers(sep: str | None, decimal: str) -> Mapping[str, Callable[[Any], pd.DataFrame]]:
-    exact: dict[str, Any] = {"decimal": decimal, "low_memory": False, **_EXACT}
-    return {
-        "csv": lambda source: pd.read_csv(source, sep=sep or ",", **exact),
-        "tsv": lambda source: pd.read_csv(source, sep=sep or "\t", **exact),
-        "parquet": pd.read_parquet,
-        "stata": pd.read_stata,
-        "spss": pd.read_spss,
-        "excel": pd.read_excel,
-    }
-
-
-def _with_whole_numbers(frame: pd.DataFrame, source: Any, kind: str, sep: str | None) -> pd.DataFrame:
+def _with_whole_numbers(frame: pd.DataFrame, source: Any, sep: str | None) -> pd.DataFrame:
     """Columns of whole numbers beyond 2^53 with missing cells, which pandas makes floats that merge neighbours."""
     floats = [name for name in frame.columns if frame[name].dtype.kind == "f"]
     large = [name for name in floats if (frame[name].abs() >= _TOLD_APART).any() and frame[name].isna().any()]
@@ -118,7 +104,7 @@ def _with_whole_numbers(frame: pd.DataFrame, source: Any, kind: str, sep: str | 
         return frame
     if isinstance(source, io.BytesIO):
         source.seek(0)
-    texts = pd.read_csv(source, sep=sep or {"csv": ",", "tsv": "\t"}[kind], usecols=large, dtype=str)
+    texts = pd.read_csv(source, sep=sep, usecols=large, dtype=str)
     whole = [name for name in large if texts[name].dropna().str.fullmatch(r"\s*[+-]?\d+\s*").all()]
     exact = {name: [None if pd.isna(text) else int(text) for text in texts[name]] for name in whole}
     return frame.assign(**{name: pd.Series(values, dtype=object, index=frame.index) for name, values in exact.items()})
@@ -161,19 +147,15 @@ def write_frame(frame: pd.DataFrame, name: str, index: bool = False) -> None:
         write_excel(name, {"table": whole})
     else:
         with replacing(name) as partial:
-            _write(whole, partial, ending, name)
-
-
-def _write(frame: pd.DataFrame, path: Path, ending: str, name: str) -> None:
-    if ending == ".json":
-        frame.to_json(path, orient="records", indent=2)
-    elif ending == ".parquet":
-        try:
-            frame.to_parquet(path, index=False)
-        except ImportError as error:
-            raise MissingExtraError(f"writing {name}", "pyarrow", "files") from error
-    else:
-        _inert(frame).to_csv(path, index=False, sep="\t" if ending == ".tsv" else ",")
+            if ending == ".json":
+                whole.to_json(partial, orient="records", indent=2)
+            elif ending == ".parquet":
+                try:
+                    whole.to_parquet(partial, index=False)
+                except ImportError as error:
+                    raise MissingExtraError(f"writing {name}", "pyarrow", "files") from error
+            else:
+                _inert(whole).to_csv(partial, index=False, sep="\t" if ending == ".tsv" else ",")
 
 
 def _inert(frame: pd.DataFrame) -> pd.DataFrame:

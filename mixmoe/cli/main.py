@@ -28,9 +28,9 @@ from mixmoe.cli.files import (
     write_text,
 )
 from mixmoe.design.formula import MoEFormula, parse_formula
-from mixmoe.design.safe import require_safe
+from mixmoe.design.transforms import require_safe
 from mixmoe.errors import ArgumentError, DesignError, FormulaError, MixmoeError, MixmoeWarning
-from mixmoe.families import FamilySpec, family_of
+from mixmoe.families import family_of
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.loading import load
 from mixmoe.mixed.partitioned import PartitionedResults, Predictions
@@ -39,7 +39,7 @@ from mixmoe.output.summary import Summary
 from mixmoe.partitions.scan import Scan, scan
 from mixmoe.report.described import describe
 from mixmoe.results import Results
-from mixmoe.selection.choice import Selection, select
+from mixmoe.selection.choice import select
 
 CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv", "validation")
 
@@ -156,8 +156,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_fit(commands)
     _add_select(commands)
     _add_predict(commands)
-    _add_describe(commands)
-    _add_data(commands)
+    about = "say what a data set holds: subjects, visits, spacing, missing values, columns usable in the gate"
+    describing = _plain_parser(commands.add_parser, "describe", help=about, description=about, epilog=DESCRIBE_EXAMPLES)
+    _add_source(describing)
+    describing.add_argument("--id", metavar="COLUMN", help="column that names the subjects")
+    describing.add_argument("--time", metavar="COLUMN", help="column of the times of the visits")
+    describing.add_argument("--markdown", action="store_true", help="as Markdown")
+    about = "write a public data set as CSV"
+    public = _plain_parser(commands.add_parser, "data", help=about, description=about)
+    public.add_argument("name", choices=datasets.names())
+    public.add_argument("--out", metavar="FILE", default="-", help=f"{', '.join(OUT_ENDINGS)} (default: CSV)")
     return parser
 
 
@@ -261,22 +269,6 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--out", metavar="FILE", default="-", help=f"{', '.join(OUT_ENDINGS)} (default: CSV)")
 
 
-def _add_describe(commands: Any) -> None:
-    about = "say what a data set holds: subjects, visits, spacing, missing values, columns usable in the gate"
-    parser = _plain_parser(commands.add_parser, "describe", help=about, description=about, epilog=DESCRIBE_EXAMPLES)
-    _add_source(parser)
-    parser.add_argument("--id", metavar="COLUMN", help="column that names the subjects")
-    parser.add_argument("--time", metavar="COLUMN", help="column of the times of the visits")
-    parser.add_argument("--markdown", action="store_true", help="as Markdown")
-
-
-def _add_data(commands: Any) -> None:
-    about = "write a public data set as CSV"
-    parser = _plain_parser(commands.add_parser, "data", help=about, description=about)
-    parser.add_argument("name", choices=datasets.names())
-    parser.add_argument("--out", metavar="FILE", default="-", help=f"{', '.join(OUT_ENDINGS)} (default: CSV)")
-
-
 def _add_source(parser: argparse.ArgumentParser, what: str = "data, one row per visit") -> None:
     parser.add_argument("data", help=f"{what}: {SOURCES}")
     reading = parser.add_argument_group("reading")
@@ -357,7 +349,20 @@ def run_fit(arguments: argparse.Namespace) -> int:
     if arguments.hidden is not None:
         options["hidden"] = arguments.hidden
     results = fit(formula.text, data, arguments.experts, **options)
-    _write_fit(results, arguments)
+    _write_texts(results.summary(arguments.alpha), arguments)
+    if arguments.out is not None:
+        estimates = results.tidy(arguments.alpha)
+        write_frame(estimates, arguments.out)
+        if arguments.quiet:  # a file of rows has no place for notes, and no summary shows them
+            told = {flag.message for flag in results.flags}
+            for note in (note for note in estimates.attrs["notes"] if note not in told):
+                print(f"mixmoe: note: {note}", file=sys.stderr)
+    if arguments.report is not None:
+        results.report(arguments.report, alpha=arguments.alpha)
+    if arguments.save is not None:
+        results.save(arguments.save, data=not arguments.no_data)
+    if arguments.plot is not None:
+        save_figure(lambda: results.plot(arguments.plot_kind), arguments.plot)
     return _soundness(results, arguments)
 
 
@@ -374,7 +379,7 @@ def run_select(arguments: argparse.Namespace) -> int:
         raise ArgumentError("--criterion cv needs --folds, such as --folds 5")
     formulas = [safe_formula(text).text for text in arguments.formula]
     options = {**model_options(arguments), "folds": arguments.folds, "n_jobs": arguments.n_jobs}
-    specs = _specs(arguments)
+    specs = [family_of(parse_formula(text), {"hidden": arguments.hidden}).spec for text in arguments.formula]
     # A comma in an option that may be listed separates candidates; in others it is part of the value.
     texts = {name: options[name] for spec in specs for name in spec.listed if isinstance(options.get(name), str)}
     options |= {name: [read_value(part) for part in text.split(",")] for name, text in texts.items()}
@@ -386,7 +391,14 @@ def run_select(arguments: argparse.Namespace) -> int:
     mixtures = any(spec.has_experts for spec in specs)
     experts = [1, 2, 3, 4] if arguments.experts is None and mixtures else arguments.experts
     found = select(formulas, data, experts, checkpoint=arguments.checkpoint, **options)
-    _write_selection(found, arguments)
+    _write_texts(found.summary(), arguments)
+    if arguments.out is not None:
+        frame = found.to_frame()
+        lists = [name for name in ("shares", "flags") if name in frame]
+        joined = {name: [" ".join(map(str, values)) for values in frame[name]] for name in lists}
+        write_frame(frame.assign(**joined), arguments.out)
+    if arguments.plot is not None:
+        save_figure(found.plot, arguments.plot)
     if found.interrupted:
         return INTERRUPTED
     if all(candidate.results is None for candidate in found.candidates):
@@ -399,18 +411,15 @@ def run_select(arguments: argparse.Namespace) -> int:
     return _soundness(best, arguments)
 
 
-def _specs(arguments: argparse.Namespace) -> list[FamilySpec]:
-    """The families of the candidates."""
-    options = {"hidden": arguments.hidden}
-    return [family_of(parse_formula(text), options).spec for text in arguments.formula]
-
-
 def run_predict(arguments: argparse.Namespace) -> int:
     """Predict from a saved fit; the exit code."""
     several = is_partitioned_source(arguments.data)
     if not several:
         check_writable(arguments.out, "--out", OUT_ENDINGS)
-    results = load(arguments.fit, _data_of_fit(arguments.fit_data))
+    name = arguments.fit_data
+    several_fitted = name is not None and is_partitioned_source(name)
+    fitted: Any = None if name is None else scan(name) if several_fitted else read_data(name)
+    results = load(arguments.fit, fitted)
     options = {name: getattr(arguments, name) for name in ("kind", "interval", "scale", "alpha")}
     if arguments.history is not None:
         options["history"] = read_data(arguments.history, sep=arguments.sep, decimal=arguments.decimal)
@@ -420,19 +429,12 @@ def run_predict(arguments: argparse.Namespace) -> int:
         return _predict_partitions(results, _accepted(results, given), arguments)
     new = source(arguments)
     predicted = results.predict(new, **_accepted(results, given))
-    kept = [column(new, name, "--keep") for name in arguments.keep.split(",") if name]
+    kept = [new[_known_column(new, name, "--keep")] for name in arguments.keep.split(",") if name]
     group = results.model.design.names.group
     if group in new.columns and group not in [values.name for values in kept]:
         kept.insert(0, new[group])
     write_frame(pd.concat([*kept, predicted], axis=1), arguments.out)
     return OK
-
-
-def _data_of_fit(name: str | None) -> Any:
-    """The data of a fit that was saved without them, if they are named."""
-    if name is None:
-        return None
-    return scan(name) if is_partitioned_source(name) else read_data(name)
 
 
 def _predict_partitions(results: Results, options: dict[str, Any], arguments: argparse.Namespace) -> int:
@@ -487,19 +489,8 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**options, **collected(arguments.option, _REFUSED)}
 
 
-def column(data: pd.DataFrame, name: str, option: str) -> pd.Series:
-    """A column of the data.
-
-    Raises
-    ------
-    DesignError
-        If there is none of that name.
-    """
-    return data[_known_column(data, name, option)]
-
-
 def _known_column(data: pd.DataFrame | Scan, name: str, option: str) -> str:
-    """The name, if it is that of a column; errors as those of `column`."""
+    """The name, if it is that of a column; a DesignError that lists the columns if not."""
     if name not in data.columns:
         raise DesignError(f"{option}: the data have no column {name!r}; they have {', '.join(map(str, data.columns))}")
     return name
@@ -535,34 +526,6 @@ def _write_texts(summary: Summary, arguments: argparse.Namespace) -> None:
     for name in ("latex", "markdown", "html"):
         if getattr(arguments, name) is not None:
             write_text(getattr(summary, f"as_{name}")(), getattr(arguments, name))
-
-
-def _write_selection(found: Selection, arguments: argparse.Namespace) -> None:
-    _write_texts(found.summary(), arguments)
-    if arguments.out is not None:
-        frame = found.to_frame()
-        lists = [name for name in ("shares", "flags") if name in frame]
-        joined = {name: [" ".join(map(str, values)) for values in frame[name]] for name in lists}
-        write_frame(frame.assign(**joined), arguments.out)
-    if arguments.plot is not None:
-        save_figure(found.plot, arguments.plot)
-
-
-def _write_fit(results: Results, arguments: argparse.Namespace) -> None:
-    _write_texts(results.summary(arguments.alpha), arguments)
-    if arguments.out is not None:
-        estimates = results.tidy(arguments.alpha)
-        write_frame(estimates, arguments.out)
-        if arguments.quiet:  # a file of rows has no place for notes, and no summary shows them
-            told = {flag.message for flag in results.flags}
-            for note in (note for note in estimates.attrs["notes"] if note not in told):
-                print(f"mixmoe: note: {note}", file=sys.stderr)
-    if arguments.report is not None:
-        results.report(arguments.report, alpha=arguments.alpha)
-    if arguments.save is not None:
-        results.save(arguments.save, data=not arguments.no_data)
-    if arguments.plot is not None:
-        save_figure(lambda: results.plot(arguments.plot_kind), arguments.plot)
 
 
 _COMMANDS: Mapping[str, Callable[[Any], int]] = MappingProxyType(

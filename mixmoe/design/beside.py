@@ -99,7 +99,7 @@ def check_beside(design: Design, settings: Mapping[str, Any], options: tuple[str
             raise DesignError(f"the new data lack the column {column!r} ({option}){array}; add it")
 
 
-def check_clusters(clusters: pd.Series, rows: pd.Index) -> None:
+def check_clusters(clusters: pd.Series, rows: pd.Index, of: str = "row") -> None:
     """Refuse clusters that are one, or that are missing, lists, or texts among numbers.
 
     Parameters
@@ -108,6 +108,8 @@ def check_clusters(clusters: pd.Series, rows: pd.Index) -> None:
         With a range index.
     rows : Index, length n
         Labels of the rows.
+    of : {"row", "subject"}
+        What they are the clusters of.
 
     Raises
     ------
@@ -115,7 +117,7 @@ def check_clusters(clusters: pd.Series, rows: pd.Index) -> None:
     """
     absent = clusters.isna().to_numpy()
     if absent.any():
-        raise ArgumentError(f"row {shown(rows[int(absent.argmax())])} has no cluster (missing value); fill it in")
+        raise ArgumentError(f"{of} {shown(rows[int(absent.argmax())])} has no cluster (missing value); fill it in")
     wrong = unhashable(clusters)
     if wrong is not None:
         raise ArgumentError(f"cluster must hold single values, such as numbers or texts, got {clusters.iloc[wrong]!r}")
@@ -124,15 +126,22 @@ def check_clusters(clusters: pd.Series, rows: pd.Index) -> None:
     if texts.any() and not texts.all():  # '1' and 1 would be two clusters
         i, j = int(texts.argmin()), int(texts.argmax())
         raise DesignError(
-            f"cluster= holds values of different types, {shown(values[i])} in row {shown(rows[i])} and "
-            f"{shown(values[j])} in row {shown(rows[j])}, which would be two clusters even if they read alike; make "
+            f"cluster= holds values of different types, {shown(values[i])} in {of} {shown(rows[i])} and "
+            f"{shown(values[j])} in {of} {shown(rows[j])}, which would be two clusters even if they read alike; make "
             "them one type, for instance by astype(str)"
         )
     if len(units_of(clusters).labels) < 2:
         raise DesignError(
-            f"cluster= has the same value, {shown(values[0])}, in all {len(values)} rows; clusters are independent "
+            f"cluster= has the same value, {shown(values[0])}, in all {len(values)} {of}s; clusters are independent "
             "units, of which standard errors need many, so leave it out or name another column"
         )
+
+
+def split_subject(subject: Any) -> ArgumentError:
+    """What is said of a subject whose rows lie in different clusters."""
+    return ArgumentError(
+        f"subject {shown(subject)} lies in more than one cluster; clusters hold whole subjects, so correct them"
+    )
 
 
 def _labels(data: Any, frame: FrameView) -> pd.Index:

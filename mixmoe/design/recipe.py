@@ -16,7 +16,6 @@ from mixmoe.design.expressions import Lag
 from mixmoe.design.formula import MoEFormula, Part, PartKind
 from mixmoe.design.formulaic_engine import Materialized, Specs
 from mixmoe.design.frame import FrameView, is_numeric, shown, unknown_column
-from mixmoe.design.safe import unsafe_reason
 from mixmoe.design.terms import (
     Term,
     UsedName,
@@ -28,6 +27,7 @@ from mixmoe.design.terms import (
     lags_of,
     used_names,
 )
+from mixmoe.design.transforms import unsafe_reason
 from mixmoe.errors import ArgumentError, DesignError, meant
 
 Engine = Literal["formulaic", "patsy"]

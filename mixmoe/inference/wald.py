@@ -327,9 +327,13 @@ def _suggestion(spec: list[str], names: Sequence[str]) -> str:
     words = [w for w in words if not re.fullmatch(r"-?[\d.]+(e-?\d+)?", w)]
     if not words:
         return ""
+    functions = [word.rstrip(")") for word in words if re.match(r"(expert\d+\.|gate\d+\.)?s\(", word)]
+    known = [one for one in functions if any(name.startswith((f"{one})", f"{one},")) for name in names)]
+    if known:
+        return f" {known[0] + ')'!r} is a function, which test_functions({known[0] + ')'!r}) tests"
     close = [m for w in words for m in close_names(w, names, most=2)]
-    known = close or list(names[:8])
-    return f" {'Close' if close else 'Known'} names: {', '.join(known)}{' ...' if not close and len(names) > 8 else ''}"
+    shown = close or list(names[:8])
+    return f" {'Close' if close else 'Known'} names: {', '.join(shown)}{' ...' if not close and len(names) > 8 else ''}"
 
 
 def _from_arrays(spec: object, n_params: int) -> tuple[Array, Array]:

@@ -420,7 +420,7 @@ class Estimation:
                 self.problem, self.coordinates, theta, self.layout, **options, clusters=self.clusters
             )
         else:
-            clusters = cluster_codes(self.design, options.get("cluster")) if kind == "cluster" else None
+            clusters = self.clusters_of(options.get("cluster")) if kind == "cluster" else None
             known, correction = checked_cov_type(kind), bool(options.get("correction", True))
             whole = bool(options.get("unconditional", True))
             cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, correction, whole)
@@ -496,7 +496,11 @@ class Estimation:
     @property
     def clusters(self) -> Clusters:
         """Cluster of each subject as codes 0..G-1, shape (N,); None where subjects are independent."""
-        return cluster_codes(self.design) if "cluster" in self.design.aux else None
+        return self.clusters_of(None) if "cluster" in self.design.aux else None
+
+    def clusters_of(self, given: Any) -> NDArray[np.int64]:
+        """Cluster of each subject, shape (N,), by a column or values of the rows; by those of the model if None."""
+        return cluster_codes(self.design, given)
 
     def refuse_tests(self) -> str | None:
         """Why the number of experts cannot be tested, None if it can."""

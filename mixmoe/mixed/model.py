@@ -36,7 +36,6 @@ from mixmoe.mixed.options import (
     check_response,
     checked_errors,
     checked_formula,
-    cluster_codes,
     coordinates_of,
     experts_of,
     with_levels,
@@ -240,7 +239,7 @@ class MEMoE(Estimation):
         self.response = with_levels(self.response, self.design)
         self._check_identified()
         if cluster is not None:
-            cluster_codes(self.design)  # refuses clusters that split subjects
+            self.clusters_of(None)  # refuses clusters that split subjects
         self.settings: Mapping[str, Any] = {
             "experts": self.n_experts,
             "cov_re": cov_re,

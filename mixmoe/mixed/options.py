@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_positive
-from mixmoe.design.beside import check_beside, check_clusters, column_of_rows
+from mixmoe.design.beside import check_beside, check_clusters, column_of_rows, split_subject
 from mixmoe.design.checks import level_labels, level_scores
 from mixmoe.design.complete_rows import check_weights
 from mixmoe.design.design import Design, offset_of, weights_of
@@ -450,10 +450,7 @@ def cluster_codes(design: Design, cluster: Any = None) -> NDArray[np.int64]:
     first = codes[design.starts]
     split = codes != first[design.codes]
     if split.any():
-        subject = design.labels[design.codes[split.argmax()]]
-        raise ArgumentError(
-            f"subject {shown(subject)} lies in more than one cluster; clusters hold whole subjects, so correct them"
-        )
+        raise split_subject(design.labels[design.codes[split.argmax()]])
     return first.astype(np.int64)
 
 

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.atomic import replacing
 from mixmoe.check.diagnosis import PANELS
-from mixmoe.design.beside import BESIDE
+from mixmoe.design.beside import BESIDE, check_clusters
 from mixmoe.design.complete_rows import Dropped
 from mixmoe.design.design import Design
-from mixmoe.design.frame import shown
+from mixmoe.design.frame import exact, shown
+from mixmoe.design.frame import units_of as labelled_units
 from mixmoe.errors import ArgumentError, DesignError, MissingExtraError
 from mixmoe.families import Effects
 from mixmoe.inference.uncertainty import ParamCov
@@ -89,12 +90,6 @@ class Predictions:
 
     def _made(self, rows: pd.DataFrame) -> pd.DataFrame:
         return _with_kept(rows, self.kept, self.make)
-
-    def lazily(self) -> Any:
-        """The predictions of a Dask frame as a Dask frame, of which nothing is computed yet."""
-        frame: Any = self.data
-        rows = frame.frame[list(self.columns)]
-        return rows.map_partitions(_with_kept, self.kept, self.make, meta=self.head(1).iloc[:0])
 
     def to_parquet(self, folder: PathLike) -> list[Path]:
         """Write the predictions, one file per chunk; each appears only when it is complete.
@@ -255,8 +250,15 @@ class PartitionedResults(MEMoEResults):
         columns = tuple(c for c in dict.fromkeys([*used, group, *beside]) if c in data.columns)
         kept = tuple(name for name in (group,) if name in data.columns)
         known = self if kind == "subject" else self._without_subjects()
-        predictions = Predictions(data, columns, kept, partial(_predicted, known, kind=kind, **options))
-        return predictions.lazily() if isinstance(data, DaskFrame) else predictions
+        make = partial(_predicted, known, kind=kind, **options)
+        predictions = Predictions(data, columns, kept, make)
+        if not isinstance(data, DaskFrame):
+            return predictions
+        # Of a Dask frame a Dask frame, of which nothing is computed yet.
+        frame: pd.DataFrame = data.frame[list(columns)].map_partitions(
+            _with_kept, kept, make, meta=predictions.head(1).iloc[:0]
+        )
+        return frame
 
     def _without_subjects(self) -> "PartitionedResults":
         """The fit without moments and responsibilities, as it goes to other processes that predict new rows."""
@@ -362,7 +364,7 @@ class PartitionedResults(MEMoEResults):
         described = model.described()
         if data:
             described |= {"n_witnesses": len(d.witnesses), "states": {c: dict(s) for c, s in d.states.items()}}
-        kept = pd.concat([d.witnesses, d.sample.frame])
+        kept = pd.concat([d.witnesses[list(d.sample.frame)], d.sample.frame])
         n = len(kept)
         saved = SavedFit(
             family=model.spec.name,
@@ -396,7 +398,7 @@ class PartitionedMEMoE(MEMoE):
     ------
     ArgumentError
         For what needs the rows of a subject beside one another: other responses than Gaussian ones, errors that are not
-        independent and normal, clusters.
+        independent and normal.
     DesignError
         If the data do not fit the formula.
 
@@ -422,7 +424,7 @@ class PartitionedMEMoE(MEMoE):
 
     def _build(self, data: Any, options: Mapping[str, Any]) -> Any:
         """The design, after refusing what moments do not hold."""
-        _refuse_rows(self, options["aux"])
+        _refuse_rows(self)
         if options["engine"] != "formulaic":
             raise ArgumentError(f"partitioned data need formula_engine='formulaic', got {options['engine']!r}")
         if isinstance(data, Kept):
@@ -476,6 +478,27 @@ class PartitionedMEMoE(MEMoE):
     def problem_of(self, design: Any) -> Problem:
         """The likelihood of other data under the same coordinates, or of some subjects of these."""
         return self.problem.take(design.places) if isinstance(design, Subjects) else super().problem_of(design)
+
+    def clusters_of(self, given: Any) -> NDArray[np.int64]:
+        """Cluster of each subject as codes 0..G-1, shape (N,), numbered as those of rows in memory.
+
+        Raises
+        ------
+        ArgumentError, DesignError
+            If the model has no clusters, others are given, or all subjects lie in one.
+        """
+        if given is not None:
+            raise ArgumentError(
+                "cluster= of a fit of partitioned data is named when it is fitted, mm.fit(..., cluster='site'): "
+                "afterwards no row is there to look it up; fit again"
+            )
+        if "cluster" not in self.design.aux:
+            raise ArgumentError(
+                "cov_type='cluster' needs the clusters, got None; fit with cluster=, the name of a column"
+            )
+        clusters = pd.Series(self.design.aux["cluster"])
+        check_clusters(clusters, self.design.labels, "subject")
+        return labelled_units(exact(clusters)).codes.astype(np.int64)
 
     def source_of_fit(self) -> Partitions:
         """The partitions of the fit.
@@ -533,7 +556,7 @@ def _kept(saved: SavedFit) -> Kept:
     return Kept(saved.data, saved.units, dropped, saved.settings["partitions"])
 
 
-def _refuse_rows(model: MEMoE, aux: Mapping[str, str]) -> None:
+def _refuse_rows(model: MEMoE) -> None:
     """Refuse models that need the rows of a subject beside one another."""
     instead = "sums over rows are all that is kept of partitions; pass a frame of the rows instead"
     if not model.response.gaussian:
@@ -552,8 +575,6 @@ def _refuse_rows(model: MEMoE, aux: Mapping[str, str]) -> None:
         raise ArgumentError(f"several groupings in re: need the rows of each subject: {instead}")
     if model.formula.vary is not None:
         raise ArgumentError(f"the section 'vary:' needs penalised functions of the rows: {instead}")
-    if "cluster" in aux:
-        raise ArgumentError(f"cluster={aux['cluster']!r} is not offered for partitioned data; {instead}")
 
 
 def coordinates_of_sums(sums: Sums, kept: NDArray[np.intp], s: Structure, design: StreamedDesign) -> Coordinates:

@@ -14,7 +14,7 @@ from mixmoe.check.terms import Owners, owners_of
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.design.frame import view
-from mixmoe.errors import ApproximationWarning, ArgumentError, warn
+from mixmoe.errors import ApproximationWarning, ArgumentError, DesignError, warn
 from mixmoe.families import Distribution, Effects, FirstOrder, GatePoint, Likelihood
 from mixmoe.inference.uncertainty import checked_alpha, delta_cov
 from mixmoe.mixed.estimation import first_order, likelihood_at, relabelled
@@ -277,7 +277,16 @@ class MEMoEResults(MoEResults):
             return self.model.design if use_fit else None
         if not view(history).n_rows:
             raise ArgumentError("history has no rows; leave it out to predict new subjects by the gate")
-        known, group = self.model.new_design(history, response=True), self.model.design.names.group
+        try:
+            known = self.model.new_design(history, response=True)
+        except NothingLeftError as error:
+            raise ArgumentError(
+                f"no row of history= is complete ({error.dropped}), so that it tells nothing of its subjects; fill it "
+                "in, or leave history= out to predict them by the gate"
+            ) from error
+        except DesignError as error:
+            raise type(error)(f"history=, whose rows need the response too: {error}") from error
+        group = self.model.design.names.group
         if group is not None and known.names.group is None:
             raise ArgumentError(
                 f"history needs the column {group!r} that names the subjects; without it its rows cannot be assigned"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mixmoe.atomic import replacing
 from mixmoe.design.design import Design
 from mixmoe.design.formula import parse_formula
-from mixmoe.design.safe import require_safe
+from mixmoe.design.transforms import require_safe
 from mixmoe.errors import ArgumentError, FormulaError, SavedFileError
 from mixmoe.inference.uncertainty import COV_TYPES, Draws, Moments, ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, Starts

@@ -274,6 +274,8 @@ class Printed:
         path : path-like, optional
             File to write.
         caption, label : str, optional
+            A caption is printed as it is, dollar signs and backslashes too; for mathematics put a word in its place and
+            replace it in what comes back, as in ``fit.to_latex(caption="Courses of FEV").replace("FEV", "FEV$_1$")``.
         standalone : bool
             A whole document instead of a fragment.
 

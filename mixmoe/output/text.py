@@ -172,13 +172,16 @@ def _header_lines(table: Table) -> list[list[str]]:
 def broken_lines(value: str, width: float, measure: Callable[[str], float] | None = None) -> list[str]:
     """A text in lines of at most a width, broken after blanks and punctuation, inside a word only where it must be."""
     size = measure or _columns
+    hanging = "  " if width > _WORDS else ""  # where there is room for an indent
+    # A word that would not fit behind the indent may be broken at its punctuation too.
+    room = width - size(hanging)
     lines, line = [], ""
     for piece in (
-        part for word in _WORD.split(value) for part in (_BREAKS.split(word) if size(word.rstrip()) > width else [word])
+        part for word in _WORD.split(value) for part in (_BREAKS.split(word) if size(word.rstrip()) > room else [word])
     ):
         if size((line + piece).rstrip()) > width and line:
             lines.append(line)
-            line = "  " if width > _WORDS else ""  # a hanging indent, where there is room for one
+            line = hanging
         line += piece
         while size(line.rstrip()) > width:
             fitting = next(i for i in range(len(line), 0, -1) if size(line[:i]) <= width or i == 1)

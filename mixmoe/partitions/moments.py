@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.design import formulaic_engine
+from mixmoe.design.beside import split_subject
 from mixmoe.design.checks import check_finite
 from mixmoe.design.complete_rows import without_rows
 from mixmoe.design.design import auxiliary
-from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.recipe import Recipe, formula_frame
 from mixmoe.errors import DesignError
 from mixmoe.partitions.scan import Part
@@ -37,12 +37,15 @@ class BySubject:
         Of quantities that are constant within a subject, the value in the first row.
     away : tuple of ndarray, shape (N,)
         How far other rows of the subject are from it, at most.
+    clusters : Index, length N, or None
+        Cluster of the subject; None if subjects are independent.
     """
 
     labels: pd.Index
     sums: tuple[Array, ...]
     first: tuple[Array, ...]
     away: tuple[Array, ...]
+    clusters: pd.Index | None = None
 
 
 @dataclass(slots=True)
@@ -79,7 +82,13 @@ class Gathering:
 
 
 def join(parts: list[BySubject]) -> BySubject:
-    """The parts as one, subjects sorted, sums taken in the order of the parts; `parts` is emptied as it is read."""
+    """The parts as one, subjects sorted, sums taken in the order of the parts; `parts` is emptied as it is read.
+
+    Raises
+    ------
+    ArgumentError
+        If a subject lies in different clusters in different parts.
+    """
     labels = parts[0].labels.append([part.labels for part in parts[1:]])
     if labels.is_monotonic_increasing and labels.is_unique:
         order, starts = None, None
@@ -87,51 +96,46 @@ def join(parts: list[BySubject]) -> BySubject:
         codes, labels = pd.factorize(labels, sort=True)
         order = np.argsort(codes, kind="stable")
         starts = np.searchsorted(codes[order], np.arange(len(labels)))
-    sums = _columns(parts, "sums")
-    first, away = _columns(parts, "first"), _columns(parts, "away")
+    clusters = _joined_clusters([part.clusters for part in parts], labels, order, starts)
+    # The arrays of each quantity, part by part; the last quantity first, so that the next is popped from the end.
+    waiting = [
+        [list(arrays) for arrays in zip(*(getattr(part, name) for part in parts), strict=True)][::-1]
+        for name in ("sums", "first", "away")
+    ]
     parts.clear()
     # One quantity at a time, its parts forgotten: never more than one of them is in memory twice.
-    return BySubject(
-        labels,
-        tuple(_summed(_taken(sums), order, starts) for _ in range(len(sums))),
-        *_constant(first, away, order, starts),
-    )
-
-
-def _columns(parts: list[BySubject], name: str) -> list[list[Array]]:
-    """The arrays of each quantity, part by part; the last quantity first."""
-    return [list(arrays) for arrays in zip(*(getattr(part, name) for part in parts), strict=True)][::-1]
-
-
-def _taken(columns: list[list[Array]]) -> Array:
-    """The next quantity, of which nothing else is kept."""
-    return np.concatenate(columns.pop())
-
-
-def _summed(values: Array, order: NDArray[np.intp] | None, starts: NDArray[np.intp] | None) -> Array:
-    if order is None or starts is None:
-        return values
-    out: Array = np.add.reduceat(values[order], starts)
-    return out
-
-
-def _constant(
-    first: list[list[Array]],
-    away: list[list[Array]],
-    order: NDArray[np.intp] | None,
-    starts: NDArray[np.intp] | None,
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    values, spreads = [], []
-    for _ in range(len(first)):
-        value, spread = _taken(first), _taken(away)
+    sums, first, away = [], [], []
+    while waiting[0]:
+        values = np.concatenate(waiting[0].pop())
+        sums.append(values if starts is None else np.add.reduceat(values[order], starts))
+    while waiting[1]:
+        values, spread = np.concatenate(waiting[1].pop()), np.concatenate(waiting[2].pop())
         if order is not None and starts is not None:
-            value, spread = value[order], spread[order]
-            begin = np.repeat(value[starts], np.diff(np.append(starts, value.size)))
-            spread = np.maximum.reduceat(np.maximum(spread, np.abs(value - begin)), starts)
-            value = value[starts]
-        values.append(value)
-        spreads.append(spread)
-    return tuple(values), tuple(spreads)
+            values, spread = values[order], spread[order]
+            begin = np.repeat(values[starts], np.diff(np.append(starts, values.size)))
+            spread = np.maximum.reduceat(np.maximum(spread, np.abs(values - begin)), starts)
+            values = values[starts]
+        first.append(values)
+        away.append(spread)
+    return BySubject(labels, tuple(sums), tuple(first), tuple(away), clusters)
+
+
+def _joined_clusters(
+    parts: list[pd.Index | None], labels: pd.Index, order: NDArray[np.intp] | None, starts: NDArray[np.intp] | None
+) -> pd.Index | None:
+    """Clusters of the subjects of all parts, of which each lies in one."""
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    clusters = known[0].append(known[1:])
+    if order is None or starts is None:
+        return clusters
+    codes = pd.factorize(clusters)[0][order]
+    sizes = np.diff(np.append(starts, codes.size))
+    split = np.flatnonzero(codes != np.repeat(codes[starts], sizes))
+    if split.size:
+        raise split_subject(labels[np.searchsorted(starts, split[0], side="right") - 1])
+    return clusters[order][starts]
 
 
 def packed_products(columns: Array, starts: NDArray[np.intp]) -> tuple[Array, ...]:
@@ -327,6 +331,8 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
     ------
     DesignError
         If a column is not finite; names the partition.
+    ArgumentError
+        If a subject lies in more than one cluster.
     """
     with part.named():
         here = complete_rows(recipe, part, types)
@@ -348,6 +354,10 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
     near[1 + p :] = np.linalg.solve(reference.random.T, Z.T)
     near *= np.sqrt(weights)
     most, root = max(p, q), np.sqrt(weights)[:, None]
+    # Columns behind an intercept less their first values keep the digits in which they differ, as in `aliases.aliases`.
+    shifted = np.eye(p)
+    if p and built.names["expert"][0] == "Intercept":
+        shifted[0, 1:] = -X[0, 1:]
     starts = rows.starts
     counts = np.diff(np.append(starts, rows.n))
     gate = built.matrices["gate"].T
@@ -355,12 +365,19 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
     away = np.maximum.reduceat(np.abs(gate - np.repeat(first, counts, axis=1)), starts, axis=1)
     log_weight = np.add.reduceat(np.log(weights), starts)
     labels = pd.Index(rows.keys[group_of(recipe)].iloc[starts])
+    clusters = None
+    if "cluster" in recipe.aux:
+        of_rows = rows.keys[recipe.aux["cluster"]]
+        clusters, codes = pd.Index(of_rows.iloc[starts]), pd.factorize(of_rows)[0]
+        split = np.flatnonzero(codes != np.repeat(codes[starts], counts))
+        if split.size:
+            raise split_subject(labels[rows.codes[split[0]]])
     sums = (counts.astype(float), log_weight, *packed_products(near, starts))
     return PartSums(
-        subjects=BySubject(labels, sums, tuple(first), tuple(away)),
+        subjects=BySubject(labels, sums, tuple(first), tuple(away), clusters),
         expert=_triangle(np.column_stack([near[1 : 1 + p].T, near[0]])),
         random=_triangle(near[1 + p :].T),
-        shifted=_shift(built, X[0]),
+        shifted=shifted,
         weight=float(weights.sum()),
         largest=float(np.abs(y).max()),
         first=FirstRows(labels[rows.codes[:most]], root[:most] * X[:most], root[:most] * Z[:most]),
@@ -397,14 +414,3 @@ def accumulate(recipe: Recipe, source: Source, reference: Reference) -> Sums:
     if shifted is None or first is None:
         raise DesignError("no row is complete, where some were before; the data have changed meanwhile, fit again")
     return Sums(gathering.whole(), R, shifted, S, weight, largest, reference, first)
-
-
-def _shift(built: Materialized, first: Array) -> Array:
-    """T with X T the columns behind an intercept less their first values.
-
-    They then keep the digits in which they differ. See `mixmoe.design.aliases.aliases`.
-    """
-    T = np.eye(len(first))
-    if len(first) and built.names["expert"][0] == "Intercept":
-        T[0, 1:] = -first[1:]
-    return T

@@ -265,7 +265,7 @@ class DaskFrame:
 
     def parts(self, columns: Sequence[str]) -> Iterator[Part]:
         """Some columns of all rows, brought here partition by partition."""
-        return self.mapped(_itself, columns)
+        return self.mapped(_as_it_is, columns)
 
     def mapped(self, task: Callable[[Part], Result], columns: Sequence[str]) -> Iterator[Result]:
         """What a task finds in each partition, in their order, computed by the active client or by Dask's threads.
@@ -275,17 +275,27 @@ class DaskFrame:
         ArgumentError
             If the client is closed, or its workers are lost.
         """
-        dask = _dask()
+        try:
+            import dask
+        except ImportError as error:
+            raise MissingExtraError("a Dask frame", "dask", "dask") from error
         delayed = self.frame[list(columns)].to_delayed()
         found = [dask.delayed(_on_worker)(part, task, i) for i, part in enumerate(delayed)]
         for first in range(0, len(found), _AT_ONCE):
-            for result in _computed(dask, found[first : first + _AT_ONCE]):
+            try:
+                results: tuple[Any, ...] = dask.compute(*found[first : first + _AT_ONCE])
+            except (OSError, RuntimeError) as error:
+                raise ArgumentError(
+                    f"the partitions could not be computed ({' '.join(str(error).split())}); if the client is closed, "
+                    "open another, or leave it out to compute on this machine"
+                ) from error
+            for result in results:
                 if isinstance(result, Exception):
                     raise result
                 yield result
 
 
-def _itself(part: Part) -> Part:
+def _as_it_is(part: Part) -> Part:
     return part
 
 
@@ -298,33 +308,9 @@ def _on_worker(rows: pd.DataFrame, task: Callable[[Part], Result], place: int) -
         return error
 
 
-def _computed(dask: Any, found: Sequence[Any]) -> tuple[Any, ...]:
-    """The results of delayed tasks, in their order."""
-    try:
-        results: tuple[Any, ...] = dask.compute(*found)
-    except (OSError, RuntimeError) as error:
-        raise ArgumentError(
-            f"the partitions could not be computed ({' '.join(str(error).split())}); if the client is closed, open "
-            "another, or leave it out to compute on this machine"
-        ) from error
-    return results
-
-
-def _dask() -> Any:
-    try:
-        import dask
-    except ImportError as error:
-        raise MissingExtraError("a Dask frame", "dask", "dask") from error
-    return dask
-
-
-def is_dask(data: Any) -> bool:
-    """Whether data are a Dask frame, without importing Dask."""
-    return type(data).__module__.partition(".")[0] in ("dask", "dask_expr") and hasattr(data, "to_delayed")
-
-
 def as_partitions(data: Any) -> Partitions | None:
     """Partitioned data as they are or, if they are a Dask frame, as partitions; None for data in memory."""
-    if is_dask(data):
+    # Told by its module, so that Dask is not imported without need.
+    if type(data).__module__.partition(".")[0] in ("dask", "dask_expr") and hasattr(data, "to_delayed"):
         return DaskFrame(data)
     return data if is_partitioned(data) else None

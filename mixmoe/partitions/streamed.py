@@ -56,6 +56,8 @@ class StreamedDesign:
         Rows that hold a level of a category first, which the sample may lack.
     states : mapping of str to mapping
         Of the transforms in all rows, by the code of their calls.
+    aux : mapping of str to ndarray, shape (N,)
+        Of ``"cluster"``, if there are clusters, that of each subject.
     """
 
     formula: MoEFormula
@@ -120,7 +122,7 @@ def stream(
     context : mapping, optional
         Functions, which must be ufuncs or `numpy.vectorize`d, and constants that the formula may use.
     aux : mapping of str to str
-        Columns of offset and weights.
+        Columns of offset, weights and clusters.
 
     Raises
     ------
@@ -170,6 +172,7 @@ def stream(
         sample=sample,
         witnesses=found.witnesses,
         states=states,
+        aux=_aux_of(sums.subjects.clusters),
     )
     return Streamed(design, sums, source)
 
@@ -197,10 +200,14 @@ def _baseline(subjects: BySubject, names: tuple[str, ...], group: str) -> Array:
     return np.column_stack(subjects.first) if names else np.empty((len(subjects.labels), 0))
 
 
+def _aux_of(clusters: pd.Index | None) -> dict[str, NDArray[Any]]:
+    return {} if clusters is None else {"cluster": np.asarray(clusters)}
+
+
 def units_of(design: StreamedDesign) -> pd.DataFrame:
-    """Label, number of rows and gate columns of each subject, as files hold them."""
+    """Label, number of rows, gate columns and cluster of each subject, as files hold them."""
     gate = {f"gate{j}": column for j, column in enumerate(design.gate.T)}
-    return pd.DataFrame({"label": design.labels, "rows": design.counts, **gate})
+    return pd.DataFrame({"label": design.labels, "rows": design.counts, **gate, **design.aux})
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,14 +236,16 @@ def restored(
 ) -> StreamedDesign:
     """The design of a saved fit from what its file holds; other parameters as in `stream`."""
     known = saved.known
-    recipe = rowwise(make_recipe(formula, context, "formulaic", "numeric", aux, True))
+    # Clusters are known of subjects, and rows need none of them.
+    of_rows = {name: column for name, column in aux.items() if name != "cluster"}
+    recipe = rowwise(make_recipe(formula, context, "formulaic", "numeric", of_rows, True))
     n_witnesses = int(known["n_witnesses"])
     witnesses, rows = saved.rows.iloc[:n_witnesses], saved.rows.iloc[n_witnesses:]
     made = coded(recipe, witnesses, rows, known["states"])
     kept = {name: np.array(mask, dtype=bool) for name, mask in known["kept"].items()}
     recipe = replace(made.recipe, kept=kept)
     sample = replay(recipe, rows, response=True)
-    gate = saved.units.drop(columns=["label", "rows"]).to_numpy(dtype=float)
+    gate = saved.units.filter(regex="^gate").to_numpy(dtype=float)
     return StreamedDesign(
         formula=formula,
         names=sample.names,
@@ -253,4 +262,5 @@ def restored(
         sample=sample,
         witnesses=witnesses,
         states=known["states"],
+        aux=_aux_of(pd.Index(saved.units["cluster"]) if "cluster" in saved.units else None),
     )

@@ -3,8 +3,7 @@
 What is found in one part is a record; records are merged in the order of the parts, here or wherever parts are read.
 """
 
-import ast
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
@@ -24,6 +23,7 @@ from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView, infinite, is_numeric, shown, view
 from mixmoe.design.recipe import WHERE, Recipe, collect, formula_frame, needs_of
 from mixmoe.design.terms import python_code
+from mixmoe.design.transforms import other_rows_reason
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.partitions.scan import Part, Partitions
 
@@ -414,7 +414,14 @@ def look(part: Part, recipe: Recipe, columns: tuple[str, ...]) -> Found:
         types = Types.of(here.frame, columns)
         if here.rows is None:
             return _nothing(here.frame.n_rows, here.dropped, types)
-        _check_finite(here.rows, here.frame)
+        for name, values in here.rows.columns.items():  # before infinite numbers are in any mean
+            wrong = infinite(values)
+            if wrong is not None:
+                i = earliest(wrong, here.rows)
+                raise DesignError(
+                    f"column {name!r} is {values.iloc[i]} in row {shown(here.frame.labels[here.rows.position[i]])}; "
+                    "values must be finite, so correct them or set them missing"
+                )
         context = {**recipe.context, **COLLECTORS}
         found = formulaic_engine.survey(formula_frame(here.rows, recipe), recipe.sections, context)
         levels = {code: dict(zip(seen, seen.index, strict=True)) for code, seen in found.levels.items()}
@@ -453,19 +460,13 @@ def survey(recipe: Recipe, source: Source) -> Survey:
     DesignError
         If no row is complete, or a term cannot be computed; names the partition.
     """
-    parts = source.data.mapped(partial(look, recipe=recipe, columns=source.columns), source.columns)
-    return _merged(parts)
-
-
-def _merged(parts: Iterable[Found]) -> Survey:
-    """What all parts say together."""
     n_input = n = n_dropped = 0
     dropped: dict[str, int] = {}
     states: dict[str, Summary] = {}
     levels: dict[str, set[Any]] = {}
     witnesses: list[pd.DataFrame] = []
     types, sample = Types(), Sample(pd.DataFrame(), np.zeros(0, dtype=np.uint64))
-    for part in parts:
+    for part in source.data.mapped(partial(look, recipe=recipe, columns=source.columns), source.columns):
         n_input, n, n_dropped = n_input + part.n_input, n + part.n, n_dropped + part.n_dropped
         for name, count in part.dropped.items():
             dropped[name] = dropped.get(name, 0) + count
@@ -487,27 +488,18 @@ def _merged(parts: Iterable[Found]) -> Survey:
             "out columns that are missing or fill them in"
         )
     known = types.found()
+    # In the order in which rows in memory count them: columns first, terms behind.
+    places = {name: i for i, name in enumerate(source.columns)}
+    by_column = sorted(dropped.items(), key=lambda item: places.get(item[0], len(places)))
     return Survey(
         n_input=n_input,
         n=n,
-        dropped=Dropped(n_dropped, tuple(dropped.items())),
+        dropped=Dropped(n_dropped, tuple(by_column)),
         states=states,
         witnesses=typed(pd.concat([*witnesses, sample.frame.iloc[:0]]), known),
         sample=typed(sample.frame, known),
         types=known,
     )
-
-
-def _check_finite(rows: Rows, frame: FrameView) -> None:
-    """Refuse infinite numbers, before they are in any mean."""
-    for name, values in rows.columns.items():
-        wrong = infinite(values)
-        if wrong is not None:
-            i = earliest(wrong, rows)
-            raise DesignError(
-                f"column {name!r} is {values.iloc[i]} in row {shown(frame.labels[rows.position[i]])}; values must be "
-                "finite, so correct them or set them missing"
-            )
 
 
 def _check_levels(levels: Mapping[str, Collection[Any]]) -> None:
@@ -617,25 +609,6 @@ def coded(recipe: Recipe, witnesses: pd.DataFrame, sample: pd.DataFrame, states:
     return Coded(replace(recipe, specs=built.specs, numeric=numeric, kept=whole), built)
 
 
-_PLAIN = frozenset({"C", "I", "Q", "hashed", "Treatment", "Sum", "Helmert", "Diff", "Poly", "exp10", "float", "int"})
-
-
-_NUMPY = frozenset({"where", "clip", "round", "around", "nan_to_num", "isin"})  # row by row, but no ufuncs
-
-
-_METHODS = frozenset({"fillna", "astype", "clip", "isin", "notna", "isna", "abs", "round", "between"})
-
-
-_WITHOUT: Mapping[str, str] = {
-    "poly": "its columns are made orthogonal over all rows, which loses digits when sums are merged; write I(x**2)",
-    "cr": "its constraints need all rows at once; write bs(x, df=4)",
-    "cs": "its constraints need all rows at once; write bs(x, df=4)",
-    "cc": "its constraints need all rows at once; write sin and cos of the column",
-    "lag": "rows of a subject may lie in several partitions; make the column beforehand",
-    "s": "penalised functions need rows beside one another; write bs(x, df=5)",
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Elementwise:
     """A function of single values, applied to columns; one of `numpy.vectorize` does not travel once it was called.
@@ -660,74 +633,19 @@ def rowwise(recipe: Recipe) -> Recipe:
 
     Raises
     ------
-    ArgumentError, DesignError
-        See `check_rowwise`.
-    """
-    check_rowwise(recipe)
-    own = {name: f for name, f in recipe.context.items() if isinstance(f, np.vectorize)}
-    return replace(recipe, context={**recipe.context, **{n: Elementwise(f.pyfunc, f.otypes) for n, f in own.items()}})
-
-
-def check_rowwise(recipe: Recipe) -> None:
-    """Refuse terms whose values in a row depend on other rows in ways that partitions cannot tell.
-
-    Raises
-    ------
     ArgumentError
         For another engine than formulaic.
     DesignError
-        Names the term and says what to write instead.
+        For a term whose values in a row depend on other rows in ways that partitions cannot tell; says what to write.
     """
     if recipe.engine != "formulaic":
         raise ArgumentError(f"partitioned data need formula_engine='formulaic', got {recipe.engine!r}")
     for section, terms in recipe.sections.items():
         for code in python_code(terms):
-            tree = ast.parse(code, mode="eval")
-            reason = next((r for node in ast.walk(tree) for r in [_reason(node, recipe.context)] if r), None)
+            reason = other_rows_reason(code, recipe.context)
             if reason is not None:
                 raise DesignError(
                     f"{WHERE[section]} has {code!r}, which cannot be computed from partitions of the data: {reason}"
                 )
-
-
-def _reason(node: ast.AST, context: Mapping[str, Any]) -> str | None:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        return _reason_of_call(node, node.func.id, context)
-    if isinstance(node, ast.Attribute):
-        return _reason_of_member(node)
-    if isinstance(node, ast.Subscript | ast.Lambda | ast.ListComp | ast.GeneratorExp | ast.Starred):
-        return f"{ast.unparse(node)!r} may look at other rows; make the column beforehand"
-    return None
-
-
-def _reason_of_call(node: ast.Call, name: str, context: Mapping[str, Any]) -> str | None:
-    if name in context:
-        if isinstance(context[name], np.ufunc | np.vectorize):
-            return None
-        return (
-            f"whether your function {name!r} looks at one row at a time is not known; pass "
-            f"context={{{name!r}: np.vectorize({name})}} if it does"
-        )
-    if name in _WITHOUT:
-        return _WITHOUT[name]
-    if name in COLLECTORS:
-        inside = [call for arg in node.args for call in ast.walk(arg) if isinstance(call, ast.Call)]
-        nested = [call for call in inside if isinstance(call.func, ast.Name) and call.func.id in COLLECTORS]
-        return f"{name}(...) of another such transform; make one of them beforehand" if nested else None
-    if name in _PLAIN or isinstance(getattr(np, name, None), np.ufunc):
-        return None
-    return f"{name}(...) may look at other rows; make the column beforehand"
-
-
-def _reason_of_member(node: ast.Attribute) -> str | None:
-    base = node.value
-    if isinstance(base, ast.Name) and base.id == "np":
-        member = getattr(np, node.attr, None)
-        if isinstance(member, np.ufunc | float) or node.attr in _NUMPY:
-            return None
-        return f"np.{node.attr} may look at other rows; make the column beforehand"
-    if (isinstance(base, ast.Name) and base.id == "contr") or node.attr in {*_METHODS, "str", "dt"}:
-        return None
-    if isinstance(base, ast.Attribute) and base.attr in ("str", "dt"):
-        return None
-    return f"{ast.unparse(node)!r} may look at other rows; make the column beforehand"
+    own = {name: f for name, f in recipe.context.items() if isinstance(f, np.vectorize)}
+    return replace(recipe, context={**recipe.context, **{n: Elementwise(f.pyfunc, f.otypes) for n, f in own.items()}})

@@ -385,13 +385,8 @@ def smart_lca(evidence: Evidence) -> tuple[Item, ...]:
 
 
 def _answered(items: Sequence[tuple[str, str, Callable[[Evidence], str]]], evidence: Evidence) -> tuple[Item, ...]:
-    return tuple(_item(evidence, key, asked, answer) for key, asked, answer in items)
-
-
-def _item(evidence: Evidence, key: str, asked: str, answer: Callable[[Evidence], str]) -> Item:
-    given = evidence.answers.get(key)
-    text = f"Author: {given}" if given else answer(evidence)
-    return Item(key, asked, text)
+    own = {key: f"Author: {text}" for key, text in evidence.answers.items() if text}
+    return tuple(Item(key, asked, own.get(key) or answer(evidence)) for key, asked, answer in items)
 
 
 def check_answers(evidence: Evidence) -> None:

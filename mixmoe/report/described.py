@@ -1,6 +1,6 @@
 """A data set as tables: subjects, visits, spacing, columns, and how the experts' people differ."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -172,13 +172,8 @@ def _values(values: pd.Series) -> str:
         x = known.to_numpy(dtype=float)
         deviation = f" (SD {np.std(x, ddof=1):.4g})" if len(x) > 1 else ""
         return f"{np.mean(x):.4g}{deviation}, {np.min(x):.4g} to {np.max(x):.4g}"
-    return levels_text([(str(level), int(count)) for level, count in known.value_counts().items() if count])
-
-
-def levels_text(counts: Sequence[tuple[str, int]]) -> str:
-    """The most frequent levels with their counts."""
-    shown = ", ".join(f"{level}: {count}" for level, count in counts[:_MAX_LEVELS])
-    return shown + (" ..." if len(counts) > _MAX_LEVELS else "")
+    counts = [f"{level}: {count}" for level, count in known.value_counts().items() if count]
+    return ", ".join(counts[:_MAX_LEVELS]) + (" ..." if len(counts) > _MAX_LEVELS else "")
 
 
 _MAX_GROUPS = 8
@@ -257,14 +252,11 @@ def _indicators(frame: pd.DataFrame, group: str | None) -> list[pd.Series]:
         if kind_of(values) in _NUMBERS:
             made.append(values)
         else:
-            made += [(values == level).rename(f"{name}: {level}") for level in _levels(values)]
+            levels = list(values.value_counts().index[:_MAX_GROUPS])
+            # Of two levels only one: the other says the same.
+            shown = levels[:1] if len(levels) == 2 else levels
+            made += [(values == level).rename(f"{name}: {level}") for level in shown]
     return made
-
-
-def _levels(values: pd.Series) -> list[Any]:
-    """The most frequent levels; of two only one, as the other says the same."""
-    levels = list(values.value_counts().index[:_MAX_GROUPS])
-    return levels[:1] if len(levels) == 2 else levels
 
 
 def profile_table(design: Design, responsibilities: Array, times: Array | None, units: str) -> Table:

@@ -218,7 +218,12 @@ def _time(results: Fitted) -> str | None:
         axis = next((curve.xlabel for curve in results.curves(results._default_plot)), None) or None
     except ArgumentError:
         return None
-    return axis if axis is not None and _goes_forward(design, axis) else None
+    values = None if axis is None else _numbers(design, axis)
+    if values is None:
+        return None
+    order = np.lexsort((design.position, design.codes))
+    steps = np.diff(values[order])[np.diff(design.codes[order]) == 0]
+    return axis if steps.size and float(np.mean(steps >= 0.0)) >= _FORWARD else None
 
 
 def _numbers(design: Design, column: str) -> Array | None:
@@ -226,16 +231,6 @@ def _numbers(design: Design, column: str) -> Array | None:
     if column not in design.frame or not pd.api.types.is_numeric_dtype(design.frame[column].dtype):
         return None
     return design.frame[column].to_numpy(dtype=float)
-
-
-def _goes_forward(design: Design, column: str) -> bool:
-    """Whether a numeric column increases from row to row of nearly all subjects."""
-    values = _numbers(design, column)
-    if values is None:
-        return False
-    order = np.lexsort((design.position, design.codes))
-    steps, same = np.diff(values[order]), np.diff(design.codes[order]) == 0
-    return bool(same.any()) and float(np.mean(steps[same] >= 0.0)) >= _FORWARD
 
 
 _FORWARD = 0.95  # share of steps within subjects that go forward in a column of times

@@ -139,16 +139,13 @@ def page(title: str, byline: str, sections: Sequence[Section], foot: str) -> str
     }
     environment.filters.update(filters)
     shown = [section for section in sections if section.parts]
-    style = files("mixmoe.report").joinpath("style.css").read_text(encoding="utf-8") + _colours(shown)
+    parts = [part for section in shown for part in section.parts]
+    parts += [image for part in parts if isinstance(part, Gallery) for image in part.images]
+    images = [part.svg for part in parts if isinstance(part, Image)]
+    style = files("mixmoe.report").joinpath("style.css").read_text(encoding="utf-8")
+    if images:  # the colours of all figures, on a light and on a dark page
+        dark = f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {palette(images, True)} }} }}"
+        style += f":root {{ {palette(images, False)} }}\n{dark}\n"
     return environment.get_template("page.html").render(
         title=title, byline=byline, foot=foot, sections=shown, policy=Markup(_POLICY), style=Markup(style)
     )
-
-
-def _colours(sections: Sequence[Section]) -> str:
-    """Rules for the colours of all figures, on a light and on a dark page."""
-    parts = [part for section in sections for part in section.parts]
-    parts += [image for part in parts if isinstance(part, Gallery) for image in part.images]
-    images = [part.svg for part in parts if isinstance(part, Image)]
-    dark = f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {palette(images, True)} }} }}"
-    return f":root {{ {palette(images, False)} }}\n{dark}\n" if images else ""

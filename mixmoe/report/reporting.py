@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +53,21 @@ _CAPTIONS = {
 
 def figures(e: Evidence) -> tuple[Part, ...]:
     """Every figure of the family; where one cannot be drawn, the reason."""
-    parts = [_of_kind(e, kind) for kind in e.results._report_plots if kind != "gate" or e.n_experts > 1]
+    r = e.results
+    parts: list[Part] = []
+    for kind in (kind for kind in r._report_plots if kind != "gate" or e.n_experts > 1):
+        level = f" Limits: {100 * (1 - e.alpha):g} %." if "limits" in _CAPTIONS[kind] else ""
+        parts.append(
+            _drawn(partial(r.plot, kind), _CAPTIONS[kind] + level + e.sampled, partial(_named_curves, r, kind))
+        )
     split = _split(e)
     parts += [split] if split is not None else []
     if e.n_experts > 1:
-        parts.append(_responsibilities(e))
+        tau = r.em.responsibilities
+        words = f"Bars of {len(tau)} {e.units}; {(tau.max(axis=1) > 0.9).mean():.0%} have an expert with a probability "
+        words += "above 0.9."
+        caption = _CAPTIONS["responsibilities"] + e.sampled
+        parts.append(Image(svg(lambda: r.plot("responsibilities")), caption, words))
     return tuple(parts)
 
 
@@ -94,13 +106,6 @@ def _small(results: Fitted, kind: str) -> Any:
     return axes.figure
 
 
-def _of_kind(e: Evidence, kind: str) -> Part:
-    level = f" Limits: {100 * (1 - e.alpha):g} %." if "limits" in _CAPTIONS[kind] else ""
-    return _drawn(
-        lambda: e.results.plot(kind), _CAPTIONS[kind] + level + e.sampled, lambda: _named_curves(e.results, kind)
-    )
-
-
 def _named_curves(results: Fitted, kind: str) -> tuple[Curve, ...]:
     return tuple(map(results.shown_names.curve, results.curves(kind)))
 
@@ -131,14 +136,6 @@ def _split(e: Evidence) -> Part | None:
     return Image(svg(lambda: draw(curves, observed)), caption, words)
 
 
-def _responsibilities(e: Evidence) -> Part:
-    tau = e.results.em.responsibilities
-    sure = (tau.max(axis=1) > 0.9).mean()
-    words = f"Bars of {len(tau)} {e.units}; {sure:.0%} have an expert with a probability above 0.9."
-    caption = _CAPTIONS["responsibilities"] + e.sampled
-    return Image(svg(lambda: e.results.plot("responsibilities")), caption, words)
-
-
 def in_words(curves: Sequence[Curve]) -> str:
     """Where each curve begins and ends."""
     first = curves[0]
@@ -155,8 +152,29 @@ def _ends(curve: Curve) -> str:
     return f"{name}: {curve.y[0]:.4g} at {curve.x[0]:.4g} to {curve.y[-1]:.4g} at {curve.x[-1]:.4g}"
 
 
+_GUIDELINES = (
+    (
+        "grolts",
+        "GRoLTS",
+        "Guidelines for Reporting on Latent Trajectory Studies",
+        grolts,
+        "van de Schoot, Sijbrandij, Winter, Depaoli & Vermunt (2017), Structural Equation Modeling 24, 451-467.",
+    ),
+    (
+        "smart",
+        "SMART-LCA",
+        "Standards for More Accuracy in Reporting of Latent Class Analysis",
+        smart_lca,
+        "van Lissa, Garnier-Villarreal & Anadria (2023), Structural Equation Modeling, 10.1080/10705511.2023.2250920.",
+    ),
+)
+
+
 def sections(e: Evidence, notes: str | None, drawn: bool) -> tuple[Section, ...]:
     """All sections in their order; those without content have no parts."""
+    analyses = [analysis.summary() for analysis in e.distal]
+    outcomes = tuple(p for s in analyses for p in (Prose(s.title), *s.tables, *(Prose(note) for note in s.notes)))
+    versions = versions_table(e.results.model.spec.packages)
     return (
         Section("overview", "Overview", _overview(e, notes)),
         Section("model", "Model", _model(e)),
@@ -167,10 +185,17 @@ def sections(e: Evidence, notes: str | None, drawn: bool) -> tuple[Section, ...]
         Section("classification", "Classification", _classification(e)),
         Section("starts", "Starts and convergence", _starts(e)),
         Section("choice", "Choice of the model", _choice(e, drawn)),
-        Section("distal", "Distal outcomes", _distal(e)),
-        Section("grolts", "GRoLTS checklist", _grolts(e)),
-        Section("smart", "SMART-LCA checklist", _smart(e)),
-        Section("software", "Software and code", _software(e)),
+        Section("distal", "Distal outcomes", outcomes),
+        *(
+            Section(
+                key,
+                f"{short} checklist",
+                (Checklist(_named_answers(e, checklist_table(key, title, items(e)))), Prose(source)),
+            )
+            for key, short, title, items, source in _GUIDELINES
+            if e.is_mixture
+        ),
+        Section("software", "Software and code", (Code(code(e)), *(Prose(note) for note in remarks(e)), versions)),
     )
 
 
@@ -229,17 +254,13 @@ def _estimates(e: Evidence) -> tuple[Part, ...]:
     summary = e.results.summary(e.alpha)
     flags = {e.results.shown_names.prose(flag.message) for flag in e.results.flags}
     notes = [Prose(note) for note in summary.notes if note not in flags]
-    return (*(table for table in summary.tables if table.key != "header"), *notes, *_gate_effects(e))
-
-
-def _gate_effects(e: Evidence) -> tuple[Part, ...]:
-    """Average marginal effects, which unlike log odds do not depend on which expert is the first."""
-    if not e.is_mixture:
-        return ()
-    try:
-        return (e.results.shown_names.table(effects_table(e.mixture.gate_effects(alpha=e.alpha), e.alpha)),)
-    except ArgumentError:  # no covariates, or a single expert
-        return ()
+    parts: list[Part] = [*(table for table in summary.tables if table.key != "header"), *notes]
+    if e.is_mixture:
+        # Unlike log odds, average marginal effects do not depend on which expert is the first.
+        with suppress(ArgumentError):  # no covariates, or a single expert
+            effects = effects_table(e.mixture.gate_effects(alpha=e.alpha), e.alpha)
+            parts.append(e.results.shown_names.table(effects))
+    return tuple(parts)
 
 
 def _classification(e: Evidence) -> tuple[Part, ...]:
@@ -252,16 +273,13 @@ def _classification(e: Evidence) -> tuple[Part, ...]:
         found = e.mixture.adequacy().summary()
         parts = [*found.tables, *(Prose(note) for note in found.notes), *parts]
         parts += e.mixture.classification_table().summary().tables
-    return (*parts, *(_influence(e) if e.subjects else ()))
-
-
-def _influence(e: Evidence) -> tuple[Part, ...]:
-    """Units that move the estimates most, or why that is not known."""
-    try:
-        found = e.results.influence().summary()
-    except ArgumentError as error:
-        return (Prose(f"Influence of single {e.units}: {error}."),)
-    return (*found.tables, *(Prose(note) for note in found.notes))
+    if e.subjects:
+        try:
+            moved = e.results.influence().summary()
+            parts += [*moved.tables, *(Prose(note) for note in moved.notes)]
+        except ArgumentError as error:
+            parts.append(Prose(f"Influence of single {e.units}: {error}."))
+    return tuple(parts)
 
 
 def _starts(e: Evidence) -> tuple[Part, ...]:
@@ -276,6 +294,11 @@ def _starts(e: Evidence) -> tuple[Part, ...]:
     )
     if not e.is_mixture:
         return (Facts(facts),)
+    if em.smoothing.size:  # their log-likelihoods are of another model than the fit's
+        searched = (
+            "Starts were searched with few columns for each function and without penalties; from the best of them"
+        )
+        return (Facts(facts), Prose(f"{searched} the fit went on with penalties, so that their ends are not its own."))
     others = elsewhere(em)
     return (
         Facts(facts),
@@ -292,19 +315,6 @@ def _choice(e: Evidence, drawn: bool) -> tuple[Part, ...]:
     return (*parts, *(candidates(e.selection) if drawn else ()))
 
 
-def _distal(e: Evidence) -> tuple[Part, ...]:
-    summaries = [analysis.summary() for analysis in e.distal]
-    return tuple(part for s in summaries for part in (Prose(s.title), *s.tables, *(Prose(note) for note in s.notes)))
-
-
-def _grolts(e: Evidence) -> tuple[Part, ...]:
-    if not e.is_mixture:
-        return ()
-    table = checklist_table("grolts", "Guidelines for Reporting on Latent Trajectory Studies", grolts(e))
-    source = "van de Schoot, Sijbrandij, Winter, Depaoli & Vermunt (2017), Structural Equation Modeling 24, 451-467."
-    return (Checklist(_named_answers(e, table)), Prose(source))
-
-
 def _named_answers(e: Evidence, table: Table) -> Table:
     """A checklist whose answers call experts by their names; what the author answered stays as it is."""
     name, own = e.results.shown_names.prose, set(e.answers.values())
@@ -312,20 +322,6 @@ def _named_answers(e: Evidence, table: Table) -> Table:
         tuple(name(cell) if isinstance(cell, str) and cell not in own else cell for cell in row) for row in table.cells
     )
     return replace(table, cells=cells)
-
-
-def _smart(e: Evidence) -> tuple[Part, ...]:
-    if not e.is_mixture:
-        return ()
-    table = checklist_table("smart", "Standards for More Accuracy in Reporting of Latent Class Analysis", smart_lca(e))
-    source = (
-        "van Lissa, Garnier-Villarreal & Anadria (2023), Structural Equation Modeling, 10.1080/10705511.2023.2250920."
-    )
-    return (Checklist(_named_answers(e, table)), Prose(source))
-
-
-def _software(e: Evidence) -> tuple[Part, ...]:
-    return (Code(code(e)), *(Prose(note) for note in remarks(e)), versions_table(e.results.model.spec.packages))
 
 
 class Reporting:

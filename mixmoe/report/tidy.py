@@ -159,29 +159,21 @@ def write_excel(path: str | os.PathLike[str], sheets: Mapping[str, pd.DataFrame]
             raise MissingExtraError("to_excel()", "openpyxl", "files") from error
         with writer:
             for name, frame in sheets.items():
-                _storable(frame).to_excel(writer, sheet_name=name, index=False, freeze_panes=(1, 0))
-                _text_is_text(writer.sheets[name])
-
-
-def _storable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with what a cell cannot hold as text, and without control characters."""
-    return pd.DataFrame({_cleaned(str(name)): frame[name].map(_cleaned) for name in frame})
+                storable = pd.DataFrame({_cleaned(str(column)): frame[column].map(_cleaned) for column in frame})
+                storable.to_excel(writer, sheet_name=name, index=False, freeze_panes=(1, 0))
+                # Cells that begin with an equals sign are no formulas: nothing that we write is one.
+                for cell in (cell for row in writer.sheets[name].iter_rows() for cell in row):
+                    if cell.data_type == "f":
+                        cell.data_type, cell.quotePrefix = "s", True
 
 
 def _cleaned(value: Any) -> Any:
+    """A value as a cell can hold it: as text where it is no scalar, and without control characters."""
     if isinstance(value, str):
         return _CONTROL.sub(" ", value)
     if isinstance(value, pd.Timestamp) and value.tzinfo is not None:
         return value.isoformat()
     return value if pd.api.types.is_scalar(value) else str(value)
-
-
-def _text_is_text(sheet: Any) -> None:
-    """Cells that begin with an equals sign are no formulas: nothing that we write is one."""
-    for row in sheet.iter_rows():
-        for cell in row:
-            if cell.data_type == "f":
-                cell.data_type, cell.quotePrefix = "s", True
 
 
 Row = tuple[Block, int, str]  # block, expert or 0, term
@@ -297,14 +289,28 @@ def table(
     ==============================================================================
     ...
     """
-    results = _checked_fits(fits)
+    results: list[Any] = list(fits.values()) if isinstance(fits, Mapping) else [fits]
+    if isinstance(fits, Sequence):
+        results = list(fits)
+    if not results:
+        raise ArgumentError("a table needs at least one fit, got none; pass them as [fit1, fit2]")
+    for result in results:
+        if not isinstance(result, Tabled):
+            raise ArgumentError(
+                f"a table is made of fitted models, got {type(result).__name__}; pass what fit() or pool() gave"
+            )
     heads = _checked_names(fits, names, len(results))
+    wanted = (statistics,) if isinstance(statistics, str) else tuple(statistics)
+    for name in wanted:
+        if name not in _STATISTICS:
+            raise ArgumentError(f"statistics must be among {', '.join(map(repr, _STATISTICS))}, got {name!r}")
     panels = [*_panels(results, heads, stars), *_functions(results, heads)]
-    foot = _statistics(_checked_statistics(statistics), results, heads)
+    rows = [_STATISTICS[name] for name in wanted]
+    cells = tuple(tuple(_statistic(result, attribute) for result in results) for _, attribute in rows)
+    foot = Table("statistics", "Fit", heads, tuple(label for label, _ in rows), cells, (".3f",) * len(heads))
     shown = _common_names(results)
-    tables = (*map(shown.table, panels), *([foot] if foot.index else []))
     notes = map(shown.prose, _notes(results, heads, stars, shown))
-    return Summary(title, tables, tuple(notes))
+    return Summary(title, (*map(shown.table, panels), *([foot] if rows else [])), tuple(notes))
 
 
 def _common_names(results: Sequence[Any]) -> Names:
@@ -316,32 +322,12 @@ def _common_names(results: Sequence[Any]) -> Names:
     return Names(given.pop() if len(given) == 1 else (), terms)
 
 
-def _checked_fits(fits: Any) -> list[Any]:
-    results = list(fits.values()) if isinstance(fits, Mapping) else list(fits) if isinstance(fits, Sequence) else [fits]
-    if not results:
-        raise ArgumentError("a table needs at least one fit, got none; pass them as [fit1, fit2]")
-    for result in results:
-        if not isinstance(result, Tabled):
-            raise ArgumentError(
-                f"a table is made of fitted models, got {type(result).__name__}; pass what fit() or pool() gave"
-            )
-    return results
-
-
 def _checked_names(fits: Any, names: Sequence[str] | None, n_fits: int) -> tuple[str, ...]:
     if names is None:
         return tuple(map(str, fits)) if isinstance(fits, Mapping) else tuple(f"({i + 1})" for i in range(n_fits))
     if isinstance(names, str) or len(names) != n_fits:
         raise ArgumentError(f"names must be {n_fits} texts, one per fit, got {names!r}")
     return tuple(map(str, names))
-
-
-def _checked_statistics(statistics: Sequence[str]) -> tuple[str, ...]:
-    wanted = (statistics,) if isinstance(statistics, str) else tuple(statistics)
-    for name in wanted:
-        if name not in _STATISTICS:
-            raise ArgumentError(f"statistics must be among {', '.join(map(repr, _STATISTICS))}, got {name!r}")
-    return wanted
 
 
 def _rows(results: Sequence[Any]) -> list[dict[Row, str]]:
@@ -385,25 +371,35 @@ def _panels(results: Sequence[Any], heads: tuple[str, ...], stars: bool) -> list
     return made
 
 
+@runtime_checkable
+class _Smooth(Protocol):
+    """What a fit with penalised functions has besides."""
+
+    functions: pd.DataFrame
+
+    def test_functions(self) -> pd.DataFrame: ...
+
+
 def _functions(results: Sequence[Any], heads: tuple[str, ...]) -> list[Table]:
-    """A table of the penalised functions of all fits, if any has them: their coefficients one by one mean nothing."""
-    by_fit: list[dict[str, tuple[str, str]]] = []
-    for result in results:
-        by_fit.append({})
-        about = getattr(result, "functions", None)
-        if isinstance(about, pd.DataFrame):  # a VCMoE computes its functions at places, and pooled fits have none
-            p_values = result.test_varying()["p_value"]
-            for name, edf in about["edf"].items():
-                by_fit[-1][str(name)] = (f"{edf:.2f}", f"({format_cell(float(p_values[name]), 'p')})")
-    names = list(dict.fromkeys(name for known in by_fit for name in known))
+    """Effective degrees of freedom of penalised functions, and below them p-values of tests that they are constant."""
+    smooth = [result if isinstance(result, _Smooth) and len(result.functions) else None for result in results]
+    names = dict.fromkeys(name for result in smooth if result is not None for name in result.functions.index)
     if not names:
         return []
-    index = [line for name in names for line in (name, "")]
-    cells = tuple(
-        tuple(known[name][line] if name in known else None for known in by_fit) for name in names for line in (0, 1)
-    )
-    title = "Functions: effective degrees of freedom, p-value of constancy in parentheses"
-    return [Table("functions", title, heads, tuple(index), cells, ("num",) * len(heads))]
+    edf = [None if result is None else result.functions["edf"] for result in smooth]
+    p_values = [None if result is None else result.test_functions()["p_value"] for result in smooth]
+    index: list[str] = []
+    cells: list[tuple[Cell, ...]] = []
+    for name in names:
+        index += [str(name), ""]
+        cells.append(tuple(None if v is None or name not in v else f"edf {v[name]:.2f}" for v in edf))
+        cells.append(tuple(None if v is None or name not in v else _constant(float(v[name])) for v in p_values))
+    note = "Functions: effective degrees of freedom, and Wood's test that the function is constant."
+    return [Table("functions", "Functions", heads, tuple(index), tuple(cells), ("num",) * len(heads), (note,))]
+
+
+def _constant(p_value: float) -> Cell:
+    return None if np.isnan(p_value) else f"(p {format_cell(p_value, 'p')})"
 
 
 def _estimate(result: Any, name: str | None, stars: bool) -> Cell:
@@ -418,13 +414,6 @@ def _error(result: Any, name: str | None) -> Cell:
     if name is None:
         return None
     return _NO_ERROR if np.isnan(result.bse[name]) else f"({format_cell(float(result.bse[name]))})"
-
-
-def _statistics(names: Sequence[str], results: Sequence[Any], heads: tuple[str, ...]) -> Table:
-    rows = [_STATISTICS[name] for name in names]
-    cells = tuple(tuple(_statistic(result, attribute) for result in results) for _, attribute in rows)
-    index = tuple(label for label, _ in rows)
-    return Table("statistics", "Fit", heads, index, cells, (".3f",) * len(heads))
 
 
 def _statistic(result: Any, attribute: str) -> Cell:

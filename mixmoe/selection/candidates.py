@@ -275,7 +275,7 @@ def _carry(
     workers: Workers,
 ) -> bool:
     """Improve `outcomes` in place by splitting the experts of the fit with one fewer; whether it was interrupted."""
-    below = {b: a for chain in _chains(specs) for a, b in pairwise(chain) if _follows(specs[a], specs[b])}
+    below = {b: a for chain in _chains(specs) for a, b in pairwise(chain) if specs[b].experts == specs[a].experts + 1}
     for k in sorted({specs[i].experts for i in below}):
         places = [i for i in below if specs[i].experts == k and outcomes[below[i]].results is not None]
         calls = [partial(_fit_carried, specs[i], data, outcomes[i], outcomes[below[i]], seeds[i]) for i in places]
@@ -285,10 +285,6 @@ def _carry(
         if found.interrupted:
             return True
     return False
-
-
-def _follows(a: Spec, b: Spec) -> bool:
-    return b.experts == a.experts + 1
 
 
 def _attempt(compute: Callable[[], Outcome], before: Outcome | None = None) -> Outcome:
@@ -344,15 +340,11 @@ def _fit_carried(spec: Spec, data: Any, present: Outcome, smaller: Outcome, rng:
         carried = _checked_whole(spec.build(data).fit(start=smaller.results, rng=rng, **options))
         if present.results is None:
             return Outcome(carried)
-        return Outcome(_better_results(present.results, carried))
+        merged = better(present.results.em, carried.em)
+        best = carried if merged.params is carried.em.params else present.results
+        return Outcome(type(best)(best.model, merged, best.cov))
 
     return _attempt(compute, present)
-
-
-def _better_results(a: Results, b: Results) -> Results:
-    merged = better(a.em, b.em)
-    best = b if merged.params is b.em.params else a
-    return type(best)(best.model, merged, best.cov)
 
 
 def _cross_validate(

@@ -65,19 +65,21 @@ def validation_tables(rows: Sequence[Validated]) -> tuple[Table, ...]:
                 title=text,
                 columns=(f"held-out {measure}", "SE", "log-lik.", "par.", "epochs", "converged"),
                 index=tuple(row.label for row in mine),
-                cells=tuple(validation_cells(row) for row in mine),
+                # "failed" where there is no fit.
+                cells=tuple(
+                    ("failed", *[None] * 5)
+                    if np.isnan(row.error)
+                    else (
+                        f"{row.error:.4f}{'*' if row.best else ' '}",
+                        *(row.se, row.loglik, row.parameters, row.epochs),
+                        "yes" if row.converged else "no",
+                    )
+                    for row in mine
+                ),
                 formats=("", ".4f", ".2f", ".4g", "", "text"),
             )
         )
     return tuple(tables)
-
-
-def validation_cells(row: Validated) -> tuple[Cell, ...]:
-    """Cells of one candidate; "failed" where there is no fit."""
-    if np.isnan(row.error):
-        return ("failed", *[None] * 5)
-    error = f"{row.error:.4f}{'*' if row.best else ' '}"
-    return (error, row.se, row.loglik, row.parameters, row.epochs, "yes" if row.converged else "no")
 
 
 def draw_validation(rows: Sequence[Validated], ax: Any = None) -> Any:

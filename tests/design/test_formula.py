@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mixmoe.design.formula import MoEFormula, Part, RandomTerm, Sequence, parse_formula, refuse_several
 from mixmoe.design.formulaic_engine import parse_terms
-from mixmoe.design.safe import require_safe
+from mixmoe.design.transforms import require_safe
 from mixmoe.errors import FormulaError
 
 INTERCEPT = (Part("1"),)

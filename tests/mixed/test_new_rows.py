@@ -103,6 +103,15 @@ def test_frames_without_a_complete_row_with_a_history(fitted):
     assert shown.isna().all(axis=None)
 
 
+def test_what_is_wrong_with_a_history_is_said_of_the_history(fitted):
+    fit, data = fitted
+    response = fit.model.design.names.response
+    with pytest.raises(DesignError, match=rf"history=, whose rows need the response too: .*{response}"):
+        fit.predict(data, history=data.drop(columns=response))
+    with pytest.raises(ArgumentError, match=rf"no row of history= is complete \({response}: 2\).*leave history= out"):
+        fit.predict(data, history=data.iloc[:2].assign(**{response: np.nan}))
+
+
 def test_rows_without_subjects_are_told_how_to_have_a_history():
     fit, data = build(formula="y ~ t | gate: z")
     with pytest.raises(

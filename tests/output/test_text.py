@@ -9,7 +9,7 @@ import pytest
 from mixmoe.errors import ArgumentError
 from mixmoe.output.latex import latex
 from mixmoe.output.records import Table, choose, format_cell, in_light_of, number_format
-from mixmoe.output.text import html, markdown, text
+from mixmoe.output.text import broken_lines, html, markdown, text
 
 AWKWARD = "<script>alert(1)</script> & a|b *c* `d` \\e\n_f_ \"g\" 'h'"
 
@@ -17,6 +17,22 @@ AWKWARD = "<script>alert(1)</script> & a|b *c* `d` \\e\n_f_ \"g\" 'h'"
 def table(key="one", names=("a", "b"), title="Title", notes=()):
     cells = tuple((1.5 * i, None, 0.04) for i in range(len(names)))
     return Table(key, title, ("Estimate", "z", "P>|z|"), tuple(names), cells, ("num", ".3f", "p"), tuple(notes))
+
+
+@pytest.mark.parametrize(
+    ("label", "width", "lines"),
+    [
+        ("expert 1: corr(Intercept,year)", 20, ["expert 1: corr", "  (Intercept,year)"]),
+        ("expert 12: smoking[T.unknown]", 20, ["expert 12:", "  smoking[T.unknown]"]),
+        ("gate: incomeclass", 18, ["gate: incomeclass"]),
+        ("gate: unpunctuated_name", 20, ["gate:", "  unpunctuated_name"]),
+    ],
+)
+def test_labels_are_broken_at_their_punctuation(label, width, lines):
+    found = broken_lines(label, width)
+    assert "".join(line.strip() for line in found).replace(" ", "") == label.replace(" ", "")
+    assert all(len(line) <= width for line in found)
+    assert found == lines
 
 
 @pytest.mark.parametrize(

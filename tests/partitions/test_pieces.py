@@ -8,6 +8,7 @@ import pytest
 from formulaic.transforms import TRANSFORMS
 
 import mixmoe as mm
+from mixmoe.design.transforms import TRANSFORMS as ALL_TRANSFORMS
 from mixmoe.errors import DesignError
 from mixmoe.mixed.model import MEMoE
 from mixmoe.mixed.partitioned import PartitionedMEMoE
@@ -54,6 +55,10 @@ def test_states_are_those_of_all_rows(name, options, splits):
             assert found[key] == value  # quantiles are those of NumPy, to the last digit
         else:
             assert found[key] == value or found[key] == pytest.approx(value, rel=1e-13)
+
+
+def test_what_the_design_calls_merged_is_what_partitions_collect():
+    assert {name for name, known in ALL_TRANSFORMS.items() if known.merged} == set(COLLECTORS)
 
 
 def test_too_many_different_values_are_refused(monkeypatch):

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
+from mixmoe.selection.many_responses import holm
 
 FORMULA = "~ age | re: (1 | subject)"
 
@@ -43,11 +45,16 @@ def test_p_values_are_adjusted_over_responses_for_each_name(each):
     order, m = np.argsort(p), len(p)
     by_hand = np.empty(m)
     by_hand[order] = np.minimum.accumulate((p[order] * m / np.arange(1, m + 1))[::-1])[::-1]
-    holm = np.empty(m)
-    holm[order] = np.minimum(np.maximum.accumulate(p[order] * (m - np.arange(m))), 1.0)
+    steps = np.empty(m)
+    steps[order] = np.minimum(np.maximum.accumulate(p[order] * (m - np.arange(m))), 1.0)
     found = frame[frame["name"] == "expert1.age"]
     np.testing.assert_allclose(found["p_bh"].astype(float), np.minimum(by_hand, 1.0))
-    np.testing.assert_allclose(found["p_holm"].astype(float), holm)
+    np.testing.assert_allclose(found["p_holm"].astype(float), steps)
+
+
+@pytest.mark.parametrize("p", [[0.3], [0.01, 0.02, 0.02, 0.9, 0.0], [0.5, 0.6, 0.9]])
+def test_holm_is_that_of_statsmodels(p):
+    np.testing.assert_allclose(holm(np.array(p)), multipletests(p, method="holm")[1], rtol=1e-14)
 
 
 def test_failures_are_rows_with_their_reason(each):

@@ -40,6 +40,32 @@ def swapped(fit):
     return (0, 1) if spread[1] > spread[3] else (1, 0)
 
 
+def test_functions_stand_beside_the_lines_of_other_fits(fit, frame):
+    line = mm.fit("y ~ t + x | gate: z | re: (1 | id)", frame, 2, rng=0, starts=2)
+    made = next(one for one in mm.table({"line": line, "s": fit}).tables if one.key == "functions")
+    tests = fit.test_functions()
+    assert made.index[::2] == tuple(fit.functions.index)
+    for i, name in enumerate(fit.functions.index):
+        p = tests.loc[name, "p_value"]
+        assert made.cells[2 * i] == (None, f"edf {fit.functions.loc[name, 'edf']:.2f}")
+        assert made.cells[2 * i + 1] == (None, "(p <0.001)" if p < 0.001 else f"(p {p:.3f})")
+    assert "functions" not in [one.key for one in mm.table([line]).tables]
+
+
+def test_a_hypothesis_about_a_function_is_sent_to_its_test(fit):
+    with pytest.raises(
+        ArgumentError, match=r"'expert1\.s\(t\)' is a function, which test_functions\('expert1\.s\(t\)'\)"
+    ):
+        fit.wald_test("expert1.s(t) = 0")
+
+
+def test_a_report_does_not_pass_the_ends_of_the_search_for_its_own(fit, tmp_path):
+    fit.report(tmp_path / "r.html", figures=False)
+    page = (tmp_path / "r.html").read_text()
+    assert "without penalties" in page
+    assert "Maxima that were run to convergence" not in page
+
+
 def test_functions_are_found(fit, swapped):
     frame = fit.bands(rng=0)
     for k in (0, 1):
