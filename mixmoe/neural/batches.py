@@ -148,7 +148,8 @@ def blocks_of(
     if family == "gaussian" and design.response is not None:
         y = scaling.response(y)
     x = scaling.rows(design)
-    mine, known = (None if values is None else values[rows] for values in (levels, given))
+    mine = None if levels is None else levels[rows]
+    known = None if given is None else given[rows]
     return build_blocks(
         x[rows], y[rows], members[rows], n_members, persons=owner, levels=mine, given=known, device=device
     )

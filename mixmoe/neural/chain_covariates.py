@@ -64,8 +64,8 @@ def reduced_problem(design: Design, problem: Problem, scaling: Scaling, kept: ND
     kept : ndarray of bool, shape (m,)
     """
     network, index = problem.network, problem.personal.index
-    columns, mean, sd = (v[kept] for v in (scaling.gate_columns, scaling.gate_mean, scaling.gate_sd))
-    smaller = replace(scaling, gate_columns=columns, gate_mean=mean, gate_sd=sd)
+    columns = scaling.gate_columns[kept]
+    smaller = replace(scaling, gate_columns=columns, gate_mean=scaling.gate_mean[kept], gate_sd=scaling.gate_sd[kept])
     shapes = [(spec.name, spec.shape) for spec in network.tensors if spec.name not in CHAIN]
     tensors = lay_out([*shapes, *chain_shapes(network.n_out, len(columns))])
     # The transition scores, which may be personal, come behind what covariates add to them.

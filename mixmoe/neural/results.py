@@ -300,7 +300,8 @@ class NMEResults(NetworkDiagnosis):
         tests = []
         if len(self.model.scaling.gate_columns) and self.model.estimator == "laplace":
             found = wald_rows(self)
-            rows = tuple((int(row.df), float(row.wald), float(row.wald_pvalue)) for row in found.itertuples())
+            columns = (found[name].tolist() for name in ("df", "wald", "wald_pvalue"))
+            rows = tuple((int(df), wald, pvalue) for df, wald, pvalue in zip(*columns, strict=True))
             names = tuple(str(term) for term in found.index)
             tests = [
                 Table(
