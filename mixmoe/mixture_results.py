@@ -221,8 +221,9 @@ class Assessment:
         -----
         For covariates that are not in the gate; those of the gate have their estimates in the fit. See `distal`.
         Log odds have the small-sample bias of any logit, away from zero and of the order of one over the number of
-        subjects; the correction adds less than it. Where a covariate leaves no subjects to an expert, its coefficient
-        is infinite: it has no standard error, a flag says so, and joint tests are without it.
+        subjects (see the page of simulation results on three steps); the correction adds less than it. Where a
+        covariate leaves no subjects to an expert, its coefficient is infinite: it has no standard error, a flag says
+        so, and joint tests are without it.
 
         References
         ----------

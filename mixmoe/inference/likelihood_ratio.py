@@ -182,9 +182,11 @@ def lr_test(one: FitSide, two: FitSide) -> LRTest | InvalidTest:
     Self & Liang (1987), JASA 82, 605-610. Stram & Lee (1994), Biometrics 50, 1171-1177.
     """
     small, large = (one, two) if one.npar <= two.npar else (two, one)
-    reason = _refusal(small, large)
-    if reason:
-        return InvalidTest(reason)
+    same = (_different_kind, _different_data, _irregular, _different_settings, _different_errors)
+    for check in (*same, _restricted, _not_nested, _penalised):
+        reason = check(small, large)
+        if reason:
+            return InvalidTest(reason)
     statistic = 2.0 * (large.loglik - small.loglik)
     # Below zero by rounding alone counts as zero; by more, the larger fit has missed its maximum.
     if statistic < -2 * _LOGLIK_TOLERANCE * max(1.0, abs(small.loglik)):
@@ -237,16 +239,6 @@ def _notes(small: FitSide, large: FitSide) -> tuple[str, ...]:
     """Doubts that do not forbid the test."""
     sides = (("smaller", small), ("larger", large))
     return tuple(text.format(name) for name, side in sides for code, text in _DOUBTS.items() if code in side.flags)
-
-
-def _refusal(small: FitSide, large: FitSide) -> str:
-    """The reason why the fits cannot be compared by a likelihood ratio; empty if they can."""
-    same = (_different_kind, _different_data, _irregular, _different_settings, _different_errors)
-    for check in (*same, _restricted, _not_nested, _penalised):
-        reason = check(small, large)
-        if reason:
-            return reason
-    return ""
 
 
 def _different_kind(small: FitSide, large: FitSide) -> str:

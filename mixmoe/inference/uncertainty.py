@@ -54,7 +54,7 @@ class Leverage:
     heavy: BoolArray
 
 
-def leverage(information: Array, half: Array, jackknife: bool = False) -> Leverage:
+def leverage(information: Array, half: Array, jackknife: bool = False, further: BoolArray | None = None) -> Leverage:
     """Leverage of units.
 
     Parameters
@@ -66,6 +66,8 @@ def leverage(information: Array, half: Array, jackknife: bool = False) -> Levera
         L; ``L @ L.T`` is the inverse of the information of all units.
     jackknife : bool
         Whether scores are to be those without the unit (CR3), or unbiased if the model is right (CR2).
+    further : ndarray of bool, shape (r,), optional
+        Columns of `half` that belong to other parameters than coefficients.
 
     Returns
     -------
@@ -76,30 +78,41 @@ def leverage(information: Array, half: Array, jackknife: bool = False) -> Levera
     The observed information of a unit of a mixture may exceed that of all units together, where others have less than
     none. Without it the likelihood would be convex there, and ``(I - h_i)^(-1)``, a step to the maximum without the
     unit, would go anywhere. Shares of the jackknife are bounded at a half: then scores are doubled at most, as they are
-    by the bound of 3/4 that Fay & Graubard put on shares in ``(I - h_i)^(-1/2)``.
+    by the bound of 3/4 that Fay & Graubard put on shares in ``(I - h_i)^(-1/2)``; so are those of CR2 in parameters of
+    variance, about which a unit may say more than all together too. Shares in coefficients lie between 0 and 1.
 
     References
     ----------
     Fay & Graubard (2001), Biometrics 57, 1198-1206, section 2, for the bound.
     """
-    return _shares(half.T @ information @ half, jackknife)
+    return _shares(half.T @ information @ half, jackknife, further)
 
 
-def _shares(matrices: Array, jackknife: bool) -> Leverage:
+def _shares(matrices: Array, jackknife: bool, further: BoolArray | None) -> Leverage:
     """Leverage from ``L'J_iL``, shape (G, r, r)."""
     values, vectors = np.linalg.eigh(matrices)
-    heavy, h = _within_bound(values, jackknife)
+    heavy, h = _within_bound(values, vectors, jackknife, further)
     across, h = np.swapaxes(vectors, 1, 2), h[:, None]
     return Leverage((vectors * h) @ across, (vectors / (1.0 - h) ** (1.0 if jackknife else 0.5)) @ across, heavy)
 
 
-def _within_bound(values: Array, jackknife: bool) -> tuple[BoolArray, Array]:
-    """Which units have heavy shares, of shape (G, r), in the jackknife, and the shares within its bound."""
-    return np.asarray(jackknife & (values > HEAVY).any(axis=1)), np.clip(values, 0.0, _BOUND if jackknife else _LARGEST)
+def _within_bound(values: Array, vectors: Array, jackknife: bool, further: BoolArray | None) -> tuple[BoolArray, Array]:
+    """Which units have heavy shares in the jackknife; and shares, (G, a), along vectors, (G, r, a), within bounds."""
+    if jackknife:
+        return np.asarray((values > HEAVY).any(axis=1)), np.clip(values, 0.0, _BOUND)
+    most = np.full_like(values, _LARGEST)
+    if further is not None:
+        most[(vectors[:, further] ** 2).sum(axis=1) > 0.5] = HEAVY
+    return np.zeros(len(values), dtype=bool), np.clip(values, 0.0, most)
 
 
 def corrected_by_factors(
-    scores: Array, factors: Array, matrices: Array, half: Array, jackknife: bool = False
+    scores: Array,
+    factors: Array,
+    matrices: Array,
+    half: Array,
+    jackknife: bool = False,
+    further: BoolArray | None = None,
 ) -> tuple[Array, BoolArray]:
     """`corrected_scores` of units whose information is ``F_i' C_i F_i``, at no cost of the size of all parameters.
 
@@ -112,7 +125,7 @@ def corrected_by_factors(
         C_i.
     half : ndarray, shape (P, r)
         L, as for `leverage`.
-    jackknife : bool
+    jackknife, further
         As for `leverage`.
 
     Returns
@@ -123,7 +136,7 @@ def corrected_by_factors(
     """
     flat = scores @ half
     if factors.shape[1] >= factors.shape[2]:
-        units = _shares(np.swapaxes(factors, 1, 2) @ matrices @ factors, jackknife)
+        units = _shares(np.swapaxes(factors, 1, 2) @ matrices @ factors, jackknife, further)
         return corrected_scores(scores, half, units), units.heavy
     # L'J_iL acts on the rows of F_i L only. Orthonormal ones are B'F_i L, B from the eigenvectors of their products.
     size, vectors = np.linalg.eigh(factors @ np.swapaxes(factors, 1, 2))
@@ -132,8 +145,8 @@ def corrected_by_factors(
     root = np.where(used, np.sqrt(size), 0.0)
     left = vectors * root
     share, turn = np.linalg.eigh(np.swapaxes(left, 1, 2) @ matrices @ left)
-    heavy, share = _within_bound(share, jackknife)
     B = (vectors * np.where(used, 1 / np.where(used, root, 1.0), 0.0)) @ turn
+    heavy, share = _within_bound(share, np.swapaxes(factors, 1, 2) @ B, jackknife, further)
     along = np.einsum("gdr,gr->gd", factors, flat)
     along = np.einsum("gda,gd->ga", B, along) * ((1.0 - share) ** (-1.0 if jackknife else -0.5) - 1.0)
     return np.asarray(flat + np.einsum("gdr,gd->gr", factors, np.einsum("gda,ga->gd", B, along))), heavy
@@ -342,6 +355,8 @@ class ParamCov:
         From which the degrees of freedom of t and F statistics follow; None where these are normal and chi-squared.
     draws : Draws or None
         Replicates of a bootstrap.
+    given : ndarray, shape (P, P), or None
+        `of_bounded` given the smoothing parameters of functions, where the others hold that these are not known.
     """
 
     matrix: Array
@@ -353,11 +368,17 @@ class ParamCov:
     flags: tuple[Flag, ...] = ()
     moments: Moments | None = None
     draws: Draws | None = None
+    given: Array | None = None
 
     @property
     def of_bounded(self) -> Array:
         """What functions of the expert probabilities have their standard errors from, shape (P, P)."""
         return self.matrix if self.bounded is None else self.bounded
+
+    @property
+    def of_tests(self) -> Array:
+        """What tests of functions have their statistics from, whose null distribution is that given lambda."""
+        return self.of_bounded if self.given is None else self.given
 
 
 def checked_cov_type(kind: str) -> CovType:

@@ -389,12 +389,13 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
     sigma = Predictor(np.hstack([level, design.sigma[:, ~design.sigma_common]]), design.codes)
     keeps_random = s.cov_re != "proportional" and _of_cells(cells, random)
     keeps_sigma = _of_cells(cells, [sigma])
+    n_sigma = coordinates.log_sigma.size  # coefficients of the log standard deviation among the further parameters
     exchanged = {}
     for first, second in pairs_of(s.n_experts):
         order = list(range(s.n_experts))
         order[first], order[second] = second, first
         # What is not made of the cells goes with the experts: exchanged is what is.
-        other, extra, n_sigma = permute_params(params, order), params.extra.copy(), coordinates.log_sigma.size
+        other, extra = permute_params(params, order), params.extra.copy()
         extra[..., n_sigma:] = other.extra[..., n_sigma:]
         if not keeps_sigma:
             extra[..., :n_sigma] = other.extra[..., :n_sigma]

@@ -394,6 +394,7 @@ class Estimation:
         kind : {"nonrobust", "robust", "cluster", "bootstrap"}
         **options
             ``correction=False`` leaves a sandwich without the correction for the leverage of subjects or clusters;
+            ``unconditional=False`` leaves out that smoothing parameters of functions are not known;
             ``cluster=`` names a column that the fit uses or gives the cluster of each row of the data, by default the
             clusters of the model; ``n_boot=``, ``n_jobs=``, ``rng=``, ``progress=`` for the bootstrap.
 
@@ -402,11 +403,18 @@ class Estimation:
         ParamCov
         """
         theta = self.working(fit.params)
-        allowed = {"cluster": ("cluster", "correction"), "bootstrap": ("n_boot", "n_jobs", "rng", "progress")}
-        names = allowed.get(kind, ("correction",) if kind == "robust" else ())
+        allowed = {
+            "nonrobust": ("unconditional",),
+            "robust": ("correction", "unconditional"),
+            "cluster": ("cluster", "correction", "unconditional"),
+            "bootstrap": ("n_boot", "n_jobs", "rng", "progress"),
+        }
+        names = allowed[checked_cov_type(kind)]
         for name in options:
             if name not in names:
-                raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has {names or 'none'}")
+                raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has {names}")
+        if "unconditional" in options and not self.functions:
+            raise ArgumentError("unconditional= is for formulas with functions s(...), and there are none")
         if kind == "bootstrap":
             cov = bootstrap_covariance(
                 self.problem, self.coordinates, theta, self.layout, **options, clusters=self.clusters
@@ -414,7 +422,8 @@ class Estimation:
         else:
             clusters = cluster_codes(self.design, options.get("cluster")) if kind == "cluster" else None
             known, correction = checked_cov_type(kind), bool(options.get("correction", True))
-            cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, correction)
+            whole = bool(options.get("unconditional", True))
+            cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, correction, whole)
         if any(flag.code == "degenerate" for flag in fit.flags):
             cov = replace(cov, flags=())  # that its standard errors mean nothing has been said: no reasons besides
         warn_flags(cov.flags, CATEGORIES)
@@ -529,7 +538,12 @@ class Estimation:
         other = copy(self)
         geometry = geometry_of(self.functions, self.problem.free, self.structure, self.coordinates)
         other.smoothing = effective(self, geometry, lambdas, theta)
-        other.problem = replace(self.problem, ridge=geometry.root(lambdas), effective=other.smoothing.of_experts)
+        other.problem = replace(
+            self.problem,
+            ridge=geometry.root(lambdas),
+            effective=other.smoothing.of_experts,
+            doubt=other.smoothing.doubt,
+        )
         return other
 
     def with_experts(self, experts: int) -> Self:

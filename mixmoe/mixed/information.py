@@ -448,6 +448,7 @@ def covariance(
     layout: ParamLayout,
     clusters: NDArray[np.int64] | None = None,
     correction: bool = True,
+    unconditional: bool = True,
 ) -> ParamCov:
     """Covariance of the reported parameters at a solution.
 
@@ -463,6 +464,8 @@ def covariance(
         Cluster of each subject, for ``"cluster"``.
     correction : bool
         Correct a sandwich for the leverage of subjects or clusters, of which there are fewer than `MANY_UNITS`.
+    unconditional : bool
+        Add what not knowing the smoothing parameters of functions does.
 
     Returns
     -------
@@ -486,10 +489,11 @@ def covariance(
     # 3. Its inverse, and what it says about the reported parameters.
     known = identified(problem, coordinates, at, invert_information(whole, basis), layout)
     flags = (*known.flags, *few_units(problem, at, None if clusters is None else n_units))
+    doubt = problem.doubt if unconditional else None
     if kind == "nonrobust":
         matrix = delta_cov(known.jacobian, known.inverse.matrix)
         found = ParamCov(without_parameters(matrix, known.blank), kind, flags=flags)
-        return _with_limits(found, matrix, problem, basis, at, known)
+        return _with_doubt(_with_limits(found, matrix, problem, basis, at, known), known, doubt)
     # 4. The middle of the sandwich: scores of the units, corrected for their leverage, and those of penalties.
     scores = within_clusters(subject_scores(problem, at.theta), clusters)
     if by_unit is None:
@@ -523,7 +527,17 @@ def covariance(
     found = ParamCov(
         without_parameters(matrix, blank), kind, "; ".join(about), correction, flags=flags, moments=moments
     )
-    return _with_limits(found, matrix, problem, basis, at, known)
+    return _with_doubt(_with_limits(found, matrix, problem, basis, at, known), known, doubt)
+
+
+def _with_doubt(found: ParamCov, known: "Identified", doubt: Array | None) -> ParamCov:
+    """The covariance with what not knowing smoothing parameters adds to it, and without it for tests."""
+    if doubt is None or not doubt.size:
+        return found
+    moved = known.jacobian @ known.inverse.matrix @ doubt.T
+    more = moved @ moved.T
+    bounded = None if found.bounded is None else found.bounded + more
+    return replace(found, matrix=found.matrix + more, bounded=bounded, given=found.of_bounded)
 
 
 def _with_limits(
@@ -676,9 +690,9 @@ class _Matrices:
         is_coefficient = np.isin(np.arange(self.problem.free.size), self.problem.free.beta)
         return replace(self, matrices=self.matrices * np.equal.outer(is_coefficient, is_coefficient))
 
-    def corrected(self, scores: Array, half: Array, back: Array, jackknife: bool) -> Middle:
-        """The middle of a sandwich with scores corrected for leverage."""
-        units = leverage(self.matrices, half, jackknife)
+    def corrected(self, scores: Array, half: Array, back: Array, further: BoolArray | None = None) -> Middle:
+        """The middle of a sandwich with scores corrected for leverage: by CR2 if what is `further` is told."""
+        units = leverage(self.matrices, half, further is None, further)
         return Middle(corrected_scores(scores, half, units), back, units, True, units.heavy)
 
 
@@ -698,7 +712,7 @@ class _Predictors:
         """Without what is observed between coefficients and other parameters, of one expert."""
         return replace(self, parts=[part.apart(part.rows.shape[1]) for part in self.parts])
 
-    def corrected(self, scores: Array, half: Array, back: Array, jackknife: bool) -> Middle:
+    def corrected(self, scores: Array, half: Array, back: Array, further: BoolArray | None = None) -> Middle:
         """The middle of a sandwich with scores corrected for leverage, some units at a time."""
         out, heavy = np.empty((len(scores), half.shape[1])), np.zeros(len(scores), dtype=bool)
         if self.clusters is None:
@@ -706,13 +720,15 @@ class _Predictors:
                 for at in range(0, part.subjects.size, _UNITS_AT_ONCE):
                     some = part.take(slice(at, at + _UNITS_AT_ONCE))
                     F, mine = some.along(self.problem, half), some.subjects
-                    out[mine], heavy[mine] = corrected_by_factors(scores[mine], F, some.matrices, half, jackknife)
+                    out[mine], heavy[mine] = corrected_by_factors(
+                        scores[mine], F, some.matrices, half, further is None, further
+                    )
             return Middle(out, back, corrected=True, heavy=heavy)
         for g in range(len(scores)):
             own = [part.take(self.clusters[part.subjects] == g) for part in self.parts]
             F = np.vstack([part.along(self.problem, half).reshape(-1, half.shape[1]) for part in own])
             C = block_diag(*(matrix for part in own for matrix in part.matrices))
-            out[[g]], heavy[[g]] = corrected_by_factors(scores[[g]], F[None], C[None], half, jackknife)
+            out[[g]], heavy[[g]] = corrected_by_factors(scores[[g]], F[None], C[None], half, further is None, further)
         return Middle(out, back, corrected=True, heavy=heavy)
 
 
@@ -725,10 +741,12 @@ def _corrected(
     normal; what is observed of them is noise, and leverage is that without them.
     """
     if problem.structure.n_experts > 1 or problem.ridge is not None:
-        return by_unit.corrected(scores, known.inverse.half, known.inverse.half, jackknife=True)
+        return by_unit.corrected(scores, known.inverse.half, known.inverse.half)
     apart = by_unit.apart()
     half = invert_information(apart.whole(), basis).half
-    return apart.corrected(scores, half, known.inverse.matrix @ np.linalg.pinv(half.T), jackknife=False)
+    of_coefficients = (half[problem.free.beta.ravel()] ** 2).sum(axis=0)
+    further = of_coefficients < 0.5 * (half**2).sum(axis=0)  # a column is of the one or the other
+    return apart.corrected(scores, half, known.inverse.matrix @ np.linalg.pinv(half.T), further)
 
 
 def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> tuple[Flag, ...]:

@@ -190,7 +190,7 @@ class MEMoE(Estimation):
         "covariates gives the probabilities, and each expert is a (generalised) linear mixed model.",
         estimation="Maximum likelihood: EM steps from many random starts, split-and-merge moves, then quasi-Newton.",
         asked_by="formulas without a section 'vary:', or with 're:' beside it",
-        covariance_options=("correction", "n_boot", "n_jobs"),
+        covariance_options=("correction", "unconditional", "n_boot", "n_jobs"),
         listed=("cov_re", "residual", "errors", "errors_dist", "family"),
     )
 
@@ -367,7 +367,7 @@ class MEMoE(Estimation):
         progress : bool, optional
             Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
         **cov_options
-            For the covariance: ``correction=``, ``n_boot=``, ``n_jobs=``.
+            For the covariance: ``correction=``, ``unconditional=``, ``n_boot=``, ``n_jobs=``.
 
         Returns
         -------

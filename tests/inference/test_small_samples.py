@@ -15,7 +15,7 @@ from mixmoe.inference.uncertainty import corrected_scores, leverage
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed import information
 from mixmoe.mixture.estimate import Parameter, ParamLayout
-from tests.simulation.few_subjects import two_experts
+from tests.simulation.few_subjects import one_expert, two_experts
 
 SIZES = (3, 9, 4, 6, 12, 5, 8)  # rows per cluster
 
@@ -215,7 +215,23 @@ def test_scores_of_a_unit_that_holds_more_than_all_are_doubled():
     scores = corrected_scores(np.full((3, 1), 2.0), np.array([[0.5]]), units)
     np.testing.assert_allclose(scores[:, 0], [2.0, 1.25, 1.0])
     assert units.heavy.tolist() == [True, False, False]
-    assert not leverage(4.0 * shares, np.array([[0.5]])).heavy.any()  # one expert: no such bound, no such flag
+    assert not leverage(4.0 * shares, np.array([[0.5]])).heavy.any()
+
+
+def test_scores_of_a_variance_are_doubled_at_most_with_one_expert():
+    """Shares of 0.9 in a coefficient and in a variance: (1 - h)^-1/2 is 3.16, and at most 2."""
+    units = leverage(np.diag([0.9, 0.9])[None], np.eye(2), further=np.array([False, True]))
+    np.testing.assert_allclose(np.diag(units.factor[0]), [0.1**-0.5, 2.0])
+
+
+def test_a_standard_deviation_that_one_subject_tells_does_not_explode():
+    """Six subjects of binary responses: 22 times the plain error without the bound."""
+    data = one_expert(np.random.default_rng([6, 0]), "binomial", 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        fit = mm.fit("y ~ x + z | re: (1 | id)", data, experts=1, family="binomial")
+        plain = fit.with_cov("robust", correction=False)
+    assert 1.0 < fit.bse["sd1(Intercept|id)"] / plain.bse["sd1(Intercept|id)"] < 2.5
 
 
 @pytest.fixture(scope="module")

@@ -246,9 +246,9 @@ def test_no_expert_of_a_handful_is_inserted_where_it_would_fit_exactly():
     assert not gains_little(problem, np.zeros(0), 0.0)
 
 
-@pytest.mark.parametrize("jackknife", [False, True])
+@pytest.mark.parametrize(("jackknife", "further"), [(False, None), (True, None), (False, np.arange(9) > 4)])
 @pytest.mark.parametrize("d", [3, 12])
-def test_leverage_of_low_rank(d, jackknife):
+def test_leverage_of_low_rank(d, jackknife, further):
     rng = np.random.default_rng(d)
     factors, matrices = rng.normal(size=(4, d, 9)), rng.normal(size=(4, d, d))
     matrices = matrices + np.swapaxes(matrices, 1, 2)  # indefinite, as those of a mixture
@@ -256,9 +256,9 @@ def test_leverage_of_low_rank(d, jackknife):
     factors[2, -1] = factors[2, 0]  # and one that is there twice
     half, scores = 0.1 * rng.normal(size=(9, 9)), rng.normal(size=(4, 9))
     information = np.swapaxes(factors, 1, 2) @ matrices @ factors
-    units = leverage(information, half, jackknife)
+    units = leverage(information, half, jackknife, further)
     expected = corrected_scores(scores, half, units)
-    ours, heavy = corrected_by_factors(scores, factors @ half, matrices, half, jackknife)
+    ours, heavy = corrected_by_factors(scores, factors @ half, matrices, half, jackknife, further)
     assert heavy.tolist() == units.heavy.tolist()
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
 
