@@ -152,6 +152,7 @@ def fit(
     progress: bool | None = ...,
     cluster: Any = ...,
     correction: bool = ...,
+    unconditional: bool = ...,
     n_boot: int = ...,
     n_jobs: int = ...,
 ) -> "MEMoEResults": ...

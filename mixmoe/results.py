@@ -361,6 +361,8 @@ class Results(Diagnosis, Reporting, LabelledResults):
     def _starts_words(self) -> str:
         """What the starts led to."""
         starts = self.em.starts
+        if starts.n_starts == 1:
+            return "1 start"
         return f"{starts.n_starts} starts, {starts.n_replicated} of which reached the best log-likelihood"
 
     @property

@@ -89,8 +89,8 @@ examples:
   mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --plot courses.png --save bare.mixmoe --no-data
   mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --quiet --report report.html
 
-Other options of mm.fit go through --option NAME=VALUE, such as the family of the response and the column of an offset:
-  mixmoe fit counts.csv "y ~ time | re: (1 | id)" --option family=negbinomial --option offset=log_size
+Other options of mm.fit go through --option NAME=VALUE, such as the family of the response, and offset=COLUMN of counts:
+  mixmoe fit pbcseq.csv "hepato ~ year | re: (1 | id)" --experts 1 --option family=binomial --option n_quad=5
 
 With --hidden (or a section seq: in the formula) a network with person effects is fitted; "linear" has no hidden
 layer, and settings of the fit go through --option:

@@ -355,6 +355,8 @@ class ParamCov:
         From which the degrees of freedom of t and F statistics follow; None where these are normal and chi-squared.
     draws : Draws or None
         Replicates of a bootstrap.
+    given : ndarray, shape (P, P), or None
+        `of_bounded` given the smoothing parameters of functions, where the others hold that these are not known.
     """
 
     matrix: Array
@@ -366,11 +368,17 @@ class ParamCov:
     flags: tuple[Flag, ...] = ()
     moments: Moments | None = None
     draws: Draws | None = None
+    given: Array | None = None
 
     @property
     def of_bounded(self) -> Array:
         """What functions of the expert probabilities have their standard errors from, shape (P, P)."""
         return self.matrix if self.bounded is None else self.bounded
+
+    @property
+    def of_tests(self) -> Array:
+        """What tests of functions have their statistics from, whose null distribution is that given lambda."""
+        return self.of_bounded if self.given is None else self.given
 
 
 def checked_cov_type(kind: str) -> CovType:

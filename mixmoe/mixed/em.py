@@ -171,14 +171,12 @@ def updated_factor(s: Structure, e: Expectations, old: Array) -> Array:
         D = moment.sum(axis=1, keepdims=True) / counts.sum(axis=1, keepdims=True)
         return np.broadcast_to(_factor(D), old.shape)
     reference = _factor(np.einsum("skab,skcb->skac", old[:, :1], old[:, :1]))
-    omega2 = np.einsum("skaa->sk", np.linalg.solve(_square(reference), moment)) / (s.n_random * counts[..., 0, 0])
+    omega2 = np.einsum("skaa->sk", np.linalg.solve(reference @ np.swapaxes(reference, -1, -2), moment)) / (
+        s.n_random * counts[..., 0, 0]
+    )
     omega2 = np.maximum(omega2, _SMALLEST)
     D = (moment / omega2[..., None, None]).sum(axis=1, keepdims=True) / counts.sum(axis=1, keepdims=True)
     return _factor(D) * np.sqrt(omega2)[..., None, None]
-
-
-def _square(factor: Array) -> Array:
-    return factor @ np.swapaxes(factor, -1, -2)
 
 
 def _factor(D: Array) -> Array:

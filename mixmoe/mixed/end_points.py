@@ -120,7 +120,7 @@ def integral_shift(problem: Problem, coordinates: Coordinates, theta: Array) -> 
         jacobian = np.nan_to_num(free_to_reported_jacobian(problem.structure, coordinates, at.theta))
         errors = np.abs(jacobian @ step) / delta_se(jacobian, inverse)
         fine = replace(problem, experts=found.experts)
-        beside = max(_loglik(fine, _halved(at.theta, row)) for row in np.unique(problem.free.factor, axis=0))
+        beside = max(_loglik(fine, point) for point in scaled_effects(problem, at.theta, 0.5))
     errors[list(at.blank)] = np.nan
     higher = float(np.nan_to_num(beside - then.loglik))
     return Shift(found.n_quad, then.loglik - now.loglik, step, errors, found.from_laplace, higher)
@@ -143,10 +143,14 @@ def finer_logliks(problem: Problem, theta: Array) -> Array | None:
     return logliks
 
 
-def _halved(theta: Array, where: NDArray[np.intp]) -> Array:
-    out = theta.copy()
-    out[where] *= 0.5
-    return out
+def scaled_effects(problem: Problem, theta: Array, by: float) -> Array:
+    """Copies, shape (n, P), of a free vector with random effects `by` times as large, those of one expert in each.
+
+    Those of all experts at once where they are common, and with proportional ones in addition.
+    """
+    free = problem.free
+    sets = [*np.unique(free.factor, axis=0), *free.scale[free.scale >= 0][:, None]]
+    return np.array([np.where(np.isin(np.arange(theta.size), own), by, 1.0) * theta for own in sets])
 
 
 def _loglik(problem: Problem, theta: Array) -> float:
@@ -192,10 +196,6 @@ def with_integral_flag(
     shift = integral_shift(problem, coordinates, theta)
     if shift is None or not (shift.moves or shift.spurious):
         return fit
-    return replace(fit, flags=(*fit.flags, _flag(shift, layout)))
-
-
-def _flag(shift: Shift, layout: ParamLayout) -> Flag:
     found = [f"{abs(shift.loglik):.3g} {'higher' if shift.loglik > 0 else 'lower'}"]
     if shift.moves:
         most = int(np.nanargmax(shift.errors))
@@ -206,12 +206,13 @@ def _flag(shift: Shift, layout: ParamLayout) -> Flag:
         found.append(
             f"half the random effects give one {shift.beside:.3g} above that: only the approximation peaks here"
         )
-    return Flag(
+    flag = Flag(
         "laplace_bias" if shift.from_laplace else "quadrature_bias",
         f"{'The Laplace approximation' if shift.from_laplace else 'The quadrature'} is too coarse for these data: with "
         f"{shift.n_quad} points per random effect the log-likelihood at these estimates is "
         f"{', and '.join(found)}. Fit with n_quad={shift.n_quad}.",
     )
+    return replace(fit, flags=(*fit.flags, flag))
 
 
 _SIGMA_COLLAPSED = 1e-3  # fraction of the one-expert residual standard deviation
@@ -263,7 +264,7 @@ _COMPARED = 10  # end points whose likelihood is compared by a finer integral
 _ARTEFACT_MARGIN = 100.0  # log-likelihood by which a maximum of the approximation alone may lie above the true one
 
 
-_OVERSTATED = 0.1  # log-likelihood by which an approximation is too high where a maximum may be of its making
+OVERSTATED = 0.1  # log-likelihood by which an approximation is too high where a maximum may be of its making
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,12 +280,15 @@ class Ends:
         Moves that fell back to the point that they left, which says nothing about other ways to it.
     search : ndarray of int, shape (S,)
         Which of the independent searches each belongs to.
+    little : bool
+        Whether the last expert gained so little that it may be a handful of subjects, in the first search.
     """
 
     climb: Climb
     rank: Array
     returned: NDArray[np.bool_]
     search: NDArray[np.intp]
+    little: bool = False
 
     @property
     def best(self) -> int:
@@ -332,7 +336,7 @@ def join(a: Ends, b: Ends) -> Ends:
         x.interrupted or y.interrupted,
     )
     returned, search = np.append(a.returned, b.returned), np.append(a.search, b.search)
-    return Ends(both, np.append(a.rank, b.rank), returned, search)
+    return Ends(both, np.append(a.rank, b.rank), returned, search, a.little)
 
 
 def or_any(rank: Array, loglik: Array) -> Array:
@@ -351,7 +355,7 @@ def without_artefacts(problem: Problem, theta: Array, rank: Array) -> Array:
     fine = finer_logliks(problem, theta[at]) if at.size > 1 else None
     if fine is None:
         return rank
-    real = (rank[at] - fine <= _OVERSTATED) | (fine == fine.max())
+    real = (rank[at] - fine <= OVERSTATED) | (fine == fine.max())
     return np.where(rank > rank[at][real].max() + SAME, -np.inf, rank)
 
 

@@ -346,17 +346,15 @@ class Estimation:
         if self.functions:
             return smooth_maximum(self, n_starts, rng, start, control)
         fits = []
-        if start is not None:
-            fits.append(self.record(self._search_from(start, rng, control)))
+        if start is not None and start.experts < self.n_experts:
+            smaller = self.with_experts(start.experts).working(start.values)
+            fits.append(self.record(search_carried(self.problem, smaller, control, rng)))
+        elif start is not None:
+            theta = off_boundary(self.problem, self.working(start.values))
+            fits.append(self.record(search_from(self.problem, theta[None], control)))
         if n_starts and not (fits and any(flag.code == "interrupted" for flag in fits[0].flags)):
             fits.append(self.record(search(self.problem, n_starts, control, rng)))
         return reduce(better, fits)
-
-    def _search_from(self, start: Estimated, rng: np.random.Generator, control: Control) -> Search:
-        if start.experts < self.n_experts:
-            smaller = self.with_experts(start.experts).working(start.values)
-            return search_carried(self.problem, smaller, control, rng)
-        return search_from(self.problem, off_boundary(self.problem, self.working(start.values))[None], control)
 
     def record(self, found: Search) -> EMFit:
         """The outcome of a search as an estimate, experts by decreasing mean gate probability.
@@ -396,6 +394,7 @@ class Estimation:
         kind : {"nonrobust", "robust", "cluster", "bootstrap"}
         **options
             ``correction=False`` leaves a sandwich without the correction for the leverage of subjects or clusters;
+            ``unconditional=False`` leaves out that smoothing parameters of functions are not known;
             ``cluster=`` names a column that the fit uses or gives the cluster of each row of the data, by default the
             clusters of the model; ``n_boot=``, ``n_jobs=``, ``rng=``, ``progress=`` for the bootstrap.
 
@@ -404,11 +403,18 @@ class Estimation:
         ParamCov
         """
         theta = self.working(fit.params)
-        allowed = {"cluster": ("cluster", "correction"), "bootstrap": ("n_boot", "n_jobs", "rng", "progress")}
-        names = allowed.get(kind, ("correction",) if kind == "robust" else ())
+        allowed = {
+            "nonrobust": ("unconditional",),
+            "robust": ("correction", "unconditional"),
+            "cluster": ("cluster", "correction", "unconditional"),
+            "bootstrap": ("n_boot", "n_jobs", "rng", "progress"),
+        }
+        names = allowed[checked_cov_type(kind)]
         for name in options:
             if name not in names:
-                raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has {names or 'none'}")
+                raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has {names}")
+        if "unconditional" in options and not self.functions:
+            raise ArgumentError("unconditional= is for formulas with functions s(...), and there are none")
         if kind == "bootstrap":
             cov = bootstrap_covariance(
                 self.problem, self.coordinates, theta, self.layout, **options, clusters=self.clusters
@@ -416,7 +422,8 @@ class Estimation:
         else:
             clusters = cluster_codes(self.design, options.get("cluster")) if kind == "cluster" else None
             known, correction = checked_cov_type(kind), bool(options.get("correction", True))
-            cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, correction)
+            whole = bool(options.get("unconditional", True))
+            cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, correction, whole)
         if any(flag.code == "degenerate" for flag in fit.flags):
             cov = replace(cov, flags=())  # that its standard errors mean nothing has been said: no reasons besides
         warn_flags(cov.flags, CATEGORIES)
@@ -531,7 +538,12 @@ class Estimation:
         other = copy(self)
         geometry = geometry_of(self.functions, self.problem.free, self.structure, self.coordinates)
         other.smoothing = effective(self, geometry, lambdas, theta)
-        other.problem = replace(self.problem, ridge=geometry.root(lambdas), effective=other.smoothing.of_experts)
+        other.problem = replace(
+            self.problem,
+            ridge=geometry.root(lambdas),
+            effective=other.smoothing.of_experts,
+            doubt=other.smoothing.doubt,
+        )
         return other
 
     def with_experts(self, experts: int) -> Self:

@@ -448,6 +448,7 @@ def covariance(
     layout: ParamLayout,
     clusters: NDArray[np.int64] | None = None,
     correction: bool = True,
+    unconditional: bool = True,
 ) -> ParamCov:
     """Covariance of the reported parameters at a solution.
 
@@ -463,6 +464,8 @@ def covariance(
         Cluster of each subject, for ``"cluster"``.
     correction : bool
         Correct a sandwich for the leverage of subjects or clusters, of which there are fewer than `MANY_UNITS`.
+    unconditional : bool
+        Add what not knowing the smoothing parameters of functions does.
 
     Returns
     -------
@@ -486,10 +489,11 @@ def covariance(
     # 3. Its inverse, and what it says about the reported parameters.
     known = identified(problem, coordinates, at, invert_information(whole, basis), layout)
     flags = (*known.flags, *few_units(problem, at, None if clusters is None else n_units))
+    doubt = problem.doubt if unconditional else None
     if kind == "nonrobust":
         matrix = delta_cov(known.jacobian, known.inverse.matrix)
         found = ParamCov(without_parameters(matrix, known.blank), kind, flags=flags)
-        return _with_limits(found, matrix, problem, basis, at, known)
+        return _with_doubt(_with_limits(found, matrix, problem, basis, at, known), known, doubt)
     # 4. The middle of the sandwich: scores of the units, corrected for their leverage, and those of penalties.
     scores = within_clusters(subject_scores(problem, at.theta), clusters)
     if by_unit is None:
@@ -523,7 +527,17 @@ def covariance(
     found = ParamCov(
         without_parameters(matrix, blank), kind, "; ".join(about), correction, flags=flags, moments=moments
     )
-    return _with_limits(found, matrix, problem, basis, at, known)
+    return _with_doubt(_with_limits(found, matrix, problem, basis, at, known), known, doubt)
+
+
+def _with_doubt(found: ParamCov, known: "Identified", doubt: Array | None) -> ParamCov:
+    """The covariance with what not knowing smoothing parameters adds to it, and without it for tests."""
+    if doubt is None or not doubt.size:
+        return found
+    moved = known.jacobian @ known.inverse.matrix @ doubt.T
+    more = moved @ moved.T
+    bounded = None if found.bounded is None else found.bounded + more
+    return replace(found, matrix=found.matrix + more, bounded=bounded, given=found.of_bounded)
 
 
 def _with_limits(

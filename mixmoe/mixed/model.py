@@ -190,7 +190,7 @@ class MEMoE(Estimation):
         "covariates gives the probabilities, and each expert is a (generalised) linear mixed model.",
         estimation="Maximum likelihood: EM steps from many random starts, split-and-merge moves, then quasi-Newton.",
         asked_by="formulas without a section 'vary:', or with 're:' beside it",
-        covariance_options=("correction", "n_boot", "n_jobs"),
+        covariance_options=("correction", "unconditional", "n_boot", "n_jobs"),
         listed=("cov_re", "residual", "errors", "errors_dist", "family"),
     )
 
@@ -367,7 +367,7 @@ class MEMoE(Estimation):
         progress : bool, optional
             Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
         **cov_options
-            For the covariance: ``correction=``, ``n_boot=``, ``n_jobs=``.
+            For the covariance: ``correction=``, ``unconditional=``, ``n_boot=``, ``n_jobs=``.
 
         Returns
         -------
@@ -386,7 +386,13 @@ class MEMoE(Estimation):
         generator = checked_rng(rng)
         default = 0 if start is not None else 1 if self.n_experts == 1 else _STARTS * self.n_experts
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
-        fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
+        if start is None:
+            given = None
+        elif isinstance(smaller := getattr(start, "model", None), MEMoE) and smaller.n_experts == self.n_experts - 1:
+            given = Estimated(smaller.n_experts, self.with_experts(smaller.n_experts).vector(start))
+        else:
+            given = Estimated(self.n_experts, self.vector(start))
+        fit = seeded(self.maximum(n_starts, generator, given, control), rng)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
         return self.penalised(fit)._reported(fit, kind, cov_options)
@@ -404,15 +410,6 @@ class MEMoE(Estimation):
         more = uncertainty_flags(self.layout, fit.params, cov)
         warn_flags(more, CATEGORIES)
         return self.results(replace(fit, flags=(*fit.flags, *more)), cov)
-
-    def _start(self, start: Any) -> Estimated | None:
-        """Where to start, from what the user passed."""
-        if start is None:
-            return None
-        smaller = getattr(start, "model", None)
-        if isinstance(smaller, MEMoE) and smaller.n_experts == self.n_experts - 1:
-            return Estimated(smaller.n_experts, self.with_experts(smaller.n_experts).vector(start))
-        return Estimated(self.n_experts, self.vector(start))
 
     def loglike(self, params: Any) -> float:
         """Log-likelihood at reported parameters, by name or in the order of the layout; the restricted one of REML."""

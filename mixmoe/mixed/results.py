@@ -398,6 +398,7 @@ class MEMoEResults(MoEResults):
             matrix=delta_cov(jacobian, cov.matrix),
             bounded=None if cov.bounded is None else delta_cov(jacobian, cov.bounded),
             infinite=None if cov.infinite is None else jacobian @ cov.infinite,
+            given=None if cov.given is None else delta_cov(jacobian, cov.given),
             draws=draws,
         )
         return type(self)(model, fit, permuted)

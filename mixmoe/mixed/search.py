@@ -10,20 +10,22 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.mixed.em import em_iterations
 from mixmoe.mixed.end_points import (
+    OVERSTATED,
     Ends,
     candidates,
     collapsed,
+    finer_logliks,
     is_stationary,
     join,
     newton_polish,
     one_search,
     or_any,
+    scaled_effects,
     without_artefacts,
 )
 from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, evaluate
 from mixmoe.mixed.parameters import Params, free_to_working, working_to_free
 from mixmoe.mixed.starting_values import (
-    SPLITS,
     OneExpert,
     carried_starts,
     climb_one_expert,
@@ -52,11 +54,15 @@ _MANY = 20_000  # subjects with which the search goes on from there
 _MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
 _POOL = 16  # distinct end points of a subsample that go on with more subjects
 _MOVES = 4  # split-and-merge moves per expert and round, one where experts are inserted
+_SPLITS = 4  # of each expert
 _SPLITS_OF_LITTLE = 2  # of each expert where the last one gained little: insertion nearly always finds more
-_INSERTED = 12  # places where a new expert gains most, of which ascents start
+_MORE_SPLITS = 4  # times as many where subjects are few
+_INSERTED = 20  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
 _FEW_EXPERTS = 4  # up to which that many are worth their cost
 _SEARCHES_LARGE = 2  # searches with more experts, where they cost most and agree least
+_PATIENCE_OF_LITTLE = 2  # rounds of moves without gain, where the last expert gained little
+_NEAR = 5.0  # log-likelihood by which an end point that moves start from may lie behind the best
 _WORTHWHILE = 0.01  # gain that makes another round of moves; less is mere convergence of what is there
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
@@ -72,6 +78,7 @@ _PART_HALVED = 4  # iterations after which half of them are given up, and so on:
 _PART_BEHIND = 3.0  # log-likelihood by which starts that race on a subsample may lie behind the best
 _SMALLER_PROMISE = 1e-2  # gain that is left to fits with fewer experts, which are but starting points
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5, promise=1e-4, behind=2.0)
+_SIZES = (1.0, 0.5, 0.25, 0.125)  # of random effects beside which none at all are taken
 _MOST = 0.85  # share of starts whose collapse is that of the data
 _SIGMA_BARRIER = 1e-4  # fraction of the one-expert residual standard deviation
 _NO_EFFECT = 1e-3  # in working coordinates, where the pooled residual standard deviation is one
@@ -246,7 +253,7 @@ def pooled_sigma(alone: Problem, theta: Array) -> float:
 
 
 def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Ends:
-    """End points of independent searches, at least two, and more until two of them agree on the best.
+    """End points of independent searches, at least two (three where the last expert gained little), until two agree.
 
     Each has half of the random starts, splits of the fit with one expert fewer, and split-and-merge moves from the best
     of these. Where the likelihood has no closed form, the searches are on one near it, and its best end points are
@@ -260,7 +267,8 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     found = _search_once(closed, plain, n_starts - n_starts // 2, wide, rng)
     found = _with_nested(closed, plain, found, wide, rng)
     for i in range(1, _SEARCHES if problem.structure.n_experts <= _FEW_EXPERTS else _SEARCHES_LARGE):
-        if found.climb.interrupted or found.agree:
+        # Where the last expert gained little, maxima are many and two searches may agree on a lower one.
+        if found.climb.interrupted or (found.agree and (i > 2 or not found.little)):
             break
         again = _search_once(closed, plain, (n_starts + 1) // 2, _beyond(wide, found), rng)
         found = join(found, replace(again, search=again.search + i))
@@ -278,25 +286,32 @@ def _search_once(
     """End points of one search, which shares nothing with others but the one-expert fit."""
     # 1. Fits with 2, 3 ... experts, each carried to the next.
     smaller = _chain(problem, one, problem.structure.n_experts - 1, True, control, rng)
-    if smaller.interrupted:
-        return _interrupted(problem, one, carried_starts(problem, one, smaller.theta, _EM_STEPS, rng), control)
+    if smaller.interrupted:  # the starts as they are
+        starts = carried_starts(problem, one, smaller.theta, _EM_STEPS, rng)
+        found = _race(problem, one.sigma, starts, replace(control, max_iter=0))
+        return replace(found, climb=replace(found.climb, interrupted=True))
     found = _with_one_more(problem, one, smaller, control, rng)
     # 2. Random starts race against what has been reached, so that most are given up soon.
     if not found.climb.interrupted:
         if problem.n_subjects <= _SEARCH_ABOVE:
             starts = random_starts(problem, one, n_starts, _EM_STEPS, rng)
-        else:
-            starts = _starts_of_part(problem, one, n_starts, control, rng)
+        else:  # the distinct end points of a subsample
+            part, there = problem, one
+            if _search_size(problem) < problem.n_subjects:
+                part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
+                there = fit_one_expert(part, control)
+            limit = replace(control, max_iter=min(_PART_ITERATIONS, control.max_iter))
+            limit = replace(limit, behind=_PART_BEHIND, halve=_PART_HALVED, reached=-np.inf)
+            ends = _race(part, there.sigma, random_starts(part, there, n_starts, _EM_STEPS, rng), limit)
+            starts = ends.climb.theta[candidates(or_any(ends.rank, ends.climb.loglik), _PART_MARGIN, _POOL)]
         found = join(found, _race(problem, one.sigma, starts, _beyond(control, found)))
-    found = replace(found, rank=_unless_most_collapse(found.rank))
+    # Where nearly all collapse, responses without noise, not a few subjects, are the reason, and what is left (the fit
+    # with one expert fewer, whose two halves cannot collapse; ascents stuck on their way) would hide it.
+    if np.isneginf(found.rank).mean() > _MOST:
+        found = replace(found, rank=np.full(found.rank.size, -np.inf))
     # 3. Moves from the best.
-    return _with_moves(problem, one, found, gains_little(problem, smaller.theta, found.rank.max()), control, rng)
-
-
-def _interrupted(problem: ClosedForm, one: OneExpert, starts: Array, control: Control) -> Ends:
-    """The starts as they are, where the user has interrupted."""
-    found = _race(problem, one.sigma, starts, replace(control, max_iter=0))
-    return replace(found, climb=replace(found.climb, interrupted=True))
+    found = replace(found, little=gains_little(problem, smaller.theta, found.rank.max()))
+    return _with_moves(problem, one, found, found.little, control, rng)
 
 
 def _beyond(control: Control, found: Ends) -> Control:
@@ -357,29 +372,6 @@ def _nested_fit(problem: ClosedForm, one: OneExpert, control: Control, rng: np.r
     return ends.climb.theta[ends.best], smaller.interrupted or ends.climb.interrupted
 
 
-def _unless_most_collapse(rank: Array) -> Array:
-    """`rank`, or minus infinity for all where nearly all collapse.
-
-    Then responses without noise, not a few subjects, are the reason, and what is left (the fit with one expert fewer,
-    whose two halves cannot collapse; ascents stuck on their way) would hide it.
-    """
-    return np.full(rank.size, -np.inf) if np.isneginf(rank).mean() > _MOST else rank
-
-
-def _starts_of_part(
-    problem: ClosedForm, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator
-) -> Array:
-    """Distinct end points of random starts on a subsample."""
-    wide = replace(control, behind=_PART_BEHIND, halve=_PART_HALVED, reached=-np.inf)
-    wide = replace(wide, max_iter=min(_PART_ITERATIONS, control.max_iter))
-    part = problem
-    if _search_size(problem) < problem.n_subjects:
-        part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
-        one = fit_one_expert(part, control)
-    ends = _race(part, one.sigma, random_starts(part, one, n_starts, _EM_STEPS, rng), wide)
-    return ends.climb.theta[candidates(or_any(ends.rank, ends.climb.loglik), _PART_MARGIN, _POOL)]
-
-
 @dataclass(frozen=True, slots=True)
 class Smaller:
     """A fit with fewer experts.
@@ -428,7 +420,9 @@ def _with_one_more(
     Where a further expert gains little, it is also inserted where it gains most: if the last one did already, first, so
     that most splits are given up soon.
     """
-    n_splits = _SPLITS_OF_LITTLE if smaller.little else SPLITS
+    n_splits = _SPLITS_OF_LITTLE if smaller.little else _SPLITS
+    if problem.n_subjects <= _SEARCH_ABOVE:  # an ascent costs little there
+        n_splits *= _MORE_SPLITS
     splits = carried_starts(problem, one, smaller.theta, _EM_STEPS, rng, n_splits)
     if smaller.little:
         # The smaller fit itself comes along, so that what is found is not below it.
@@ -446,29 +440,36 @@ def _with_one_more(
 def _with_moves(
     problem: ClosedForm, one: OneExpert, found: Ends, insert: bool, control: Control, rng: np.random.Generator
 ) -> Ends:
-    """`found` with moves from its best end point, until a round gains nothing."""
-    gained = np.isfinite(found.rank).any()  # nothing to leave where all have collapsed
-    while gained and not found.climb.interrupted:
-        found = _settled(problem, one, found, control)
-        level = found.rank.max()
+    """`found` with moves from its best end point, until a round gains nothing.
+
+    Where experts are inserted, maxima lie close together that differ in two experts, and the way to the highest leads
+    over a lower one: before the end a round goes from the next best.
+    """
+    K, left, idle = problem.structure.n_experts, np.empty(0), 0
+    patience = _PATIENCE_OF_LITTLE if insert and K <= _FEW_EXPERTS else 1
+    while idle < patience and np.isfinite(found.rank).any() and not found.climb.interrupted:
+        # 1. The best, or after a round from there the next best, that nobody has left yet.
+        if idle == 0:
+            found = _settled(problem, one, found, control)
+        level, near = found.rank.max(), candidates(found.rank, _NEAR, left.size + 1)
+        fresh = near[(np.abs(found.rank[near][:, None] - left) > SAME).all(axis=1)]
+        if not fresh.size:
+            break
+        theta, height = found.climb.theta[fresh[0]], found.rank[fresh[0]]
+        left = np.append(left, height)
+        # 2. One expert dissolved and another split, or one that gave way to a new one elsewhere.
         try:
-            moved = _moved(problem, one, found.climb.theta[found.best], insert, rng)
+            moved = split_merge_starts(problem, one, theta, (1 if insert else _MOVES) * K, _EM_STEPS, rng)
+            if insert:
+                moved = np.vstack([moved, reinserted_starts(problem, one, theta, _INSERTED, rng)])
         except KeyboardInterrupt:
             return replace(found, climb=replace(found.climb, interrupted=True))
+        # 3. Ascents from there race against the best.
         further = _race(problem, one.sigma, moved, _beyond(control, found))
-        returned = np.abs(further.climb.loglik - level) <= SAME
+        returned = np.abs(further.climb.loglik - height) <= SAME
         found = join(found, replace(further, returned=returned))
-        gained = found.rank.max() > level + _WORTHWHILE
+        idle = 0 if found.rank.max() > level + _WORTHWHILE else idle + 1
     return found
-
-
-def _moved(problem: ClosedForm, one: OneExpert, theta: Array, insert: bool, rng: np.random.Generator) -> Array:
-    """Starts near a fit: one expert dissolved and another split, or one that gave way to a new one elsewhere."""
-    n = (1 if insert else _MOVES) * problem.structure.n_experts
-    split = split_merge_starts(problem, one, theta, n, _EM_STEPS, rng)
-    if not insert:
-        return split
-    return np.vstack([split, reinserted_starts(problem, one, theta, _INSERTED, rng)])
 
 
 def _settled(problem: ClosedForm, one: OneExpert, found: Ends, control: Control) -> Ends:
@@ -603,6 +604,27 @@ def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:
     return np.where(collapsed(problem, sigma_one, found.theta), -np.inf, found.loglik)
 
 
+def _without_lures(problem: Problem, sigma_one: float, found: Ends, control: Control) -> Ends:
+    """`found` with ascents without random effects of an expert, where an approximate integral overstates the best.
+
+    Laplace's method lets those of an expert without events grow for ever, and where it has no other maximum every
+    ascent ends there. Without them it is exact, and as their score is then zero by symmetry, no ascent takes them up.
+    Kept are ends beside which random effects of some size are not better by a finer integral.
+    """
+    best = found.climb.theta[found.best]
+    fine = finer_logliks(problem, best[None]) if problem.structure.n_experts > 1 else None
+    if fine is None or not problem.structure.n_random or found.rank.max() - fine[0] <= OVERSTATED:
+        return found
+    without = _race(problem, sigma_one, scaled_effects(problem, best, 0.0), control)
+    smaller = np.vstack([scaled_effects(problem, best, size) for size in _SIZES])
+    fine = finer_logliks(problem, np.vstack([without.climb.theta, smaller]))
+    if fine is None:
+        return found
+    n = len(without.rank)
+    lower = fine[:n] < fine[n:].max() - OVERSTATED
+    return join(found, replace(without, rank=np.where(lower, -np.inf, without.rank)))
+
+
 def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, control: Control) -> Search:
     """End points within `margin` of the best run to convergence on all subjects; the best polished by Newton steps."""
     rough = ends.climb
@@ -611,7 +633,12 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
     limit = replace(limit, max_iter=0) if rough.interrupted else limit
     start = np.array([largest_first(problem, theta) for theta in rough.theta[chosen]])
     found = _climb_from(problem, sigma_one, start, limit)
-    rank = without_artefacts(problem, found.theta, _ranked(problem, sigma_one, found))
+    ends_here = one_search(found, _ranked(problem, sigma_one, found))
+    if not (rough.interrupted or found.interrupted):
+        more = _without_lures(problem, sigma_one, ends_here, limit)
+        chosen = np.append(chosen, np.full(more.rank.size - chosen.size, chosen[ends_here.best]))
+        ends_here = more
+    found, rank = ends_here.climb, without_artefacts(problem, ends_here.climb.theta, ends_here.rank)
     usable = or_any(rank, found.loglik)
     best = int(np.argmax(usable >= usable.max() - SAME))  # of equals the one that was best before
     interrupted = rough.interrupted or found.interrupted

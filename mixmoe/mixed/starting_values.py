@@ -36,6 +36,12 @@ from mixmoe.numerics.optimise import MANY_PARAMETERS, Climb, Control, climb
 _SOFT = 0.1  # share of a partition that is spread evenly over the experts
 
 
+_ROUNDS_OF_MEANS = 3  # of K-means, from which a partition starts; it need not converge
+
+
+_SHELLS = 0.5  # of the cuts are around the centre of an expert
+
+
 _TAIL = 0.01  # smallest share of an expert that is cut off it
 
 
@@ -144,22 +150,34 @@ def random_starts(problem: ClosedForm, one: OneExpert, n: int, n_em: int, rng: n
     given = np.array([_partition(one.features, problem.structure.n_experts, rng, i) for i in range(n_partitions)])
     parts = [perturbed(problem.structure, one.params, n - n_partitions, rng)]
     if n_partitions:
-        parts.insert(0, from_responsibilities(problem, one.params, given))
+        base = repeat_expert(problem.structure, one.params, n_partitions)
+        parts.insert(0, working_to_free(problem.structure, refit(problem, base, given)))
     theta, _ = em_iterations(problem, np.vstack(parts), n_em)
     return theta
 
 
 def _partition(features: Array, K: int, rng: np.random.Generator, kind: int) -> Array:
     """Responsibilities, shape (K, N), of a random partition of the feature space."""
-    if kind % 4 == 0:
-        label = np.asarray(rng.integers(K, size=features.shape[0]))
-    elif kind % 4 == 1:
-        label = _nearest_centre(features * rng.exponential(size=features.shape[1]), K, rng)
+    N = features.shape[0]
+    if kind % 4 == 0:  # at random
+        label = np.asarray(rng.integers(K, size=N))
+    elif kind % 4 == 1:  # a few rounds of K-means from random subjects, in directions of random weight
+        points = features * rng.exponential(size=features.shape[1])
+        centres = points[rng.choice(N, K, replace=False)]
+        for _ in range(_ROUNDS_OF_MEANS):
+            label = ((points[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+            centres = np.array(
+                [points[label == k].mean(axis=0) if (label == k).any() else centres[k] for k in range(K)]
+            )
     elif kind % 4 == 2:
         label = _slices(features, K, rng)
-    else:
-        label = _outliers(features, K, rng)
-    return _soft(label, K)
+    else:  # a small expert of the subjects farthest from the centre, and slices of the others
+        distance = ((features * rng.exponential(size=features.shape[1])) ** 2).sum(axis=1)
+        far = distance > np.quantile(distance, 1 - np.exp(rng.uniform(np.log(0.01), np.log(0.3))))
+        label = np.where(far, 0, _slices(features, K - 1, rng) + 1)
+    given = np.full((K, N), _SOFT / K)
+    given[label, np.arange(N)] += 1 - _SOFT
+    return given
 
 
 def _slices(features: Array, K: int, rng: np.random.Generator) -> NDArray[np.intp]:
@@ -168,31 +186,6 @@ def _slices(features: Array, K: int, rng: np.random.Generator) -> NDArray[np.int
     position = features @ direction + 0.3 * np.linalg.norm(direction) * rng.normal(size=features.shape[0])
     cuts = np.cumsum(rng.dirichlet(np.ones(K)))[:-1]
     return np.searchsorted(np.quantile(position, cuts), position)
-
-
-def _outliers(features: Array, K: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Labels with a small expert of the subjects farthest from the centre and slices of the others."""
-    distance = ((features * rng.exponential(size=features.shape[1])) ** 2).sum(axis=1)
-    far = distance > np.quantile(distance, 1 - np.exp(rng.uniform(np.log(0.01), np.log(0.3))))
-    label = _slices(features, K - 1, rng) + 1
-    label[far] = 0
-    return label
-
-
-def _nearest_centre(points: Array, K: int, rng: np.random.Generator, n_rounds: int = 3) -> NDArray[np.intp]:
-    """Labels after a few rounds of K-means from random subjects."""
-    centres = points[rng.choice(points.shape[0], K, replace=False)]
-    for _ in range(n_rounds):
-        distance = ((points[:, None] - centres) ** 2).sum(axis=2)
-        label = distance.argmin(axis=1)
-        centres = np.array([points[label == k].mean(axis=0) if (label == k).any() else centres[k] for k in range(K)])
-    return label
-
-
-def _soft(label: NDArray[np.intp], K: int) -> Array:
-    given = np.full((K, label.size), _SOFT / K)
-    given[label, np.arange(label.size)] += 1 - _SOFT
-    return given
 
 
 def repeat_expert(s: Structure, one: Params, S: int) -> Params:
@@ -205,12 +198,6 @@ def repeat_expert(s: Structure, one: Params, S: int) -> Params:
         np.broadcast_to(one.sigma, (S, K)).copy(),
         np.zeros((S, K, 0)),
     )
-
-
-def from_responsibilities(problem: ClosedForm, one: Params, given: Array) -> Array:
-    """Free vectors, shape (S, P), that fit responsibilities of shape (S, K, N)."""
-    params = repeat_expert(problem.structure, one, given.shape[0])
-    return working_to_free(problem.structure, refit(problem, params, given))
 
 
 def refit(problem: ClosedForm, params: Params, given: Array) -> Params:
@@ -252,8 +239,7 @@ def split_merge_starts(
     params = free_to_working(s, theta[None])
     current = expectations(problem, params).responsibilities[0]  # (K, N)
     given = np.array([_split_merge(current, one.features, rng) for _ in range(n)])
-    parts = (params.gamma, params.beta, params.factor, params.sigma, params.extra)
-    start = Params(*(np.repeat(part, n, axis=0) for part in parts))
+    start = Params(*(np.repeat(part, n, axis=0) for part in _parts(params)))
     found, _ = em_iterations(problem, working_to_free(s, refit(problem, start, given)), n_em)
     return found
 
@@ -271,16 +257,24 @@ def _split_merge(current: Array, features: Array, rng: np.random.Generator) -> A
     return given
 
 
-def random_side(inside: Array, features: Array, rng: np.random.Generator) -> Array:
-    """Share of each subject, shape (N,), on one side of a cut across a random direction through an expert."""
-    position = features @ rng.normal(size=features.shape[1])
+def random_side(inside: Array, features: Array, rng: np.random.Generator, shells: float = _SHELLS) -> Array:
+    """Share of each subject, shape (N,), on one side of a random cut through an expert.
+
+    Across a random direction; or, a share `shells` of the cuts, around the centre, which parts those that are scattered
+    widely from those near it: such groups have hardly another mean, and no plane cuts them off.
+    """
+    if rng.uniform() < shells:
+        centre = inside @ features / np.maximum(inside.sum(), 1e-10)
+        position = (features - centre) ** 2 @ rng.exponential(size=features.shape[1])
+    else:
+        position = features @ rng.normal(size=features.shape[1])
     own = position[inside > 0.5]
     share = rng.uniform(0.2, 0.8) if rng.uniform() < 0.5 else np.exp(rng.uniform(np.log(_TAIL), np.log(0.3)))
     cut = np.quantile(own if own.size else position, 1 - share)
     return np.where(position > cut, 1 - _SOFT, _SOFT)
 
 
-SPLITS = 4  # of each expert
+_SPLITS = 4  # of each expert, and corners of the gate's covariates, in fits that are but starting points
 
 
 def fewer_experts(problem: Problem[Model]) -> Problem[Model]:
@@ -290,7 +284,7 @@ def fewer_experts(problem: Problem[Model]) -> Problem[Model]:
 
 
 def carried_starts(
-    problem: Problem, one: OneExpert, smaller: Array, n_em: int, rng: np.random.Generator, n_splits: int = SPLITS
+    problem: Problem, one: OneExpert, smaller: Array, n_em: int, rng: np.random.Generator, n_splits: int = _SPLITS
 ) -> Array:
     """Free vectors that split the experts of a fit with one expert fewer.
 
@@ -309,9 +303,9 @@ def carried_starts(
 
     Returns
     -------
-    ndarray, shape (1 + n_splits (K - 1), P)
+    ndarray, shape (1 + n_splits (K - 1), P) or (1 + n_splits K, P)
         First the smaller fit itself, written with its largest expert twice, whose log-likelihood no later ascent can
-        fall below; then each expert split.
+        fall below; then each expert split; then, with covariates in the gate, corners of these as a new expert.
     """
     below = fewer_experts(problem)
     params = free_to_working(below.structure, smaller[None])
@@ -320,10 +314,15 @@ def carried_starts(
     doubled = [double_expert(problem, params, k) for k in range(len(current))]
     nested = working_to_free(problem.structure, doubled[int(current.sum(axis=1).argmax())])
     at = np.repeat(np.arange(len(current)), n_splits)
-    given = np.array([_split(current, int(k), one.features, rng) for k in at])
+    given = [_split(current, int(k), one.features, rng) for k in at]
+    corners = _whitened(problem.W)
+    if corners.shape[1]:  # a corner of the gate's covariates, whichever experts its subjects belong to
+        sides = [random_side(np.ones(problem.n_subjects), corners, rng, 0.0) for _ in range(n_splits)]
+        given += [np.vstack([current * (1 - side), side]) for side in sides]
+        at = np.append(at, np.full(n_splits, current.sum(axis=1).argmax()))
     closed = closed_form_problem(problem, one.params)
     parts = zip(*(_parts(without_extras(doubled[k])) for k in at), strict=True)
-    start = refit(closed, Params(*(np.concatenate(part) for part in parts)), given)
+    start = refit(closed, Params(*(np.concatenate(part) for part in parts)), np.array(given))
     found, _ = em_iterations(closed, working_to_free(closed.structure, start), n_em)
     return np.vstack([nested, with_extras(problem, found, one.params)])
 
@@ -377,13 +376,13 @@ _FEW = 256  # candidates: subjects to whom an expert of their own would be worth
 _MANY = 1000  # the same in the final rounds
 
 
-_FINALISTS = 24
+_FINALISTS = 40
 
 
 _NARROW = 0.1  # of the residual deviations of the others is what the best expert of one subject may have at least
 
 
-_SAME_SHARE = 0.5  # of the smaller of two new experts that is in both if they are one
+_SAME_SHARE = 0.8  # of the smaller of two new experts that is in both if they are one; nuclei of one half do grow apart
 
 
 _MAX_SHIFT = 4.0  # largest change of the gate's predictor in one step
@@ -415,8 +414,8 @@ class Inserted:
 
     def take(self, which: NDArray[np.intp]) -> "Inserted":
         """Some of them."""
-        parts = (getattr(self.params, name)[which] for name in ("gamma", "beta", "factor", "sigma", "extra"))
-        return Inserted(self.gain[which], Params(*parts), self.subjects, self.share[which], self.source[which])
+        params = Params(*(part[which] for part in _parts(self.params)))
+        return Inserted(self.gain[which], params, self.subjects, self.share[which], self.source[which])
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,10 +489,8 @@ def with_new(problem: ClosedForm, params: Params, new: Inserted) -> Array:
     C = len(new.gain)
     if not C:
         return np.empty((0, problem.free.size))
-    parts = (
-        np.concatenate([np.repeat(getattr(params, name), C, axis=0), getattr(new.params, name)], axis=1)
-        for name in ("gamma", "beta", "factor", "sigma", "extra")
-    )
+    both = zip(_parts(params), _parts(new.params), strict=True)
+    parts = (np.concatenate([np.repeat(old, C, axis=0), added], axis=1) for old, added in both)
     return working_to_free(problem.structure, Params(*parts))
 
 
@@ -514,7 +511,7 @@ def without_expert(problem: ClosedForm, theta: Array, k: int) -> Array:
     below = fewer_experts(problem)
     p = free_to_working(problem.structure, theta[None])
     full = np.delete(np.concatenate([np.zeros_like(p.gamma[:, :1]), p.gamma], axis=1), k, axis=1)
-    parts = (np.delete(part, k, axis=1) for part in (p.beta, p.factor, p.sigma, p.extra))
+    parts = (np.delete(part, k, axis=1) for part in _parts(p)[1:])
     return working_to_free(below.structure, Params(full[:, 1:] - full[:, :1], *parts))[0]
 
 
@@ -523,10 +520,26 @@ def insertions(fit: Beside, features: Array, rng: np.random.Generator) -> Insert
     order = np.argsort(-worth(fit, np.arange(fit.base.size)[:, None]), kind="stable")
     few, many = order[:_FEW], order[:_MANY]
     alone = one_expert_problem(fit.problem)
-    part, pairs = alone.take(few), _pairs(fit, few)
-    # Small batches: the working arrays of more sets at once would not fit the cache.
-    sets = [_sets(features[few], pairs, rng) for _ in range(_BATCHES)]
-    new = _together([_best(_grown_sets(fit, part, few, *each), _BATCH // 4) for each in sets])
+    part, pairs = alone.take(few), np.column_stack(np.triu_indices(few.size, 1))
+    pairs = pairs[np.argsort(-worth(fit, few[pairs]), kind="stable")]
+    p, batches = fit.params, []
+    full = np.concatenate([np.zeros((1, p.gamma.shape[2])), p.gamma[0]])[:, None]
+    # 1. Experts fitted to sets of subjects, then to whoever joins them or leaves. In small batches: the working arrays
+    #    of more sets at once would not fit the cache.
+    for _ in range(_BATCHES):
+        sets, first = _sets(features[few], pairs, rng)
+        source = fit.owner[few[first]]
+        params = Params(full[source], *(part[0][source][:, None] for part in _parts(p)[1:]))
+        new = Inserted(np.zeros(_BATCH), params, few, sets, source)
+        for _ in range(_SET_ROUNDS):
+            new = replace(new, params=_fitted(fit, part, new))
+        for _ in range(_FIRST_ROUNDS):
+            new = _grown(fit, part, new, tilt=False)
+        batches.append(_best(new, _BATCH // 4))
+    gain, share, source = (np.concatenate([getattr(b, name) for b in batches]) for name in ("gain", "share", "source"))
+    together = zip(*(_parts(b.params) for b in batches), strict=True)
+    new = Inserted(gain, Params(*(np.concatenate(each) for each in together)), few, share, source)
+    # 2. The best of them grow on; those that would fit a few subjects exactly are no experts.
     for rounds, kept in zip(_ROUNDS, _KEPT, strict=True):
         for _ in range(rounds):
             new = _grown(fit, part, new, tilt=False)
@@ -534,6 +547,7 @@ def insertions(fit: Beside, features: Array, rng: np.random.Generator) -> Insert
     new = new.take(distinct(_unless_exact(fit, new), _FINALISTS))
     if not new.gain.size:
         return new
+    # 3. With a gate of their own, and among more subjects.
     new = replace(new, subjects=many, share=np.pad(new.share, ((0, 0), (0, many.size - few.size))))
     part = alone.take(many)
     for _ in range(_FINAL_ROUNDS):
@@ -544,16 +558,6 @@ def insertions(fit: Beside, features: Array, rng: np.random.Generator) -> Insert
 def _best(new: Inserted, n: int) -> Inserted:
     """The `n` that gain most; of sets that have grown to the same handful, which have the same gain, one."""
     return new.take(np.unique(np.round(new.gain, 3), return_index=True)[1][::-1][:n])
-
-
-def _together(parts: list[Inserted]) -> Inserted:
-    """New experts among the same subjects as one record."""
-    names = ("gamma", "beta", "factor", "sigma", "extra")
-    params = Params(*(np.concatenate([getattr(part.params, name) for part in parts]) for name in names))
-    gain, share, source = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("gain", "share", "source")
-    )
-    return Inserted(gain, params, parts[0].subjects, share, source)
 
 
 def _unless_exact(fit: Beside, new: Inserted) -> Inserted:
@@ -583,28 +587,6 @@ def worth(fit: Beside, sets: NDArray[np.intp]) -> Array:
     sigma = np.maximum(np.sqrt(squares / n), _NARROW * largest) if s.residual == "expert" else largest
     log_density = 0.5 * log_weight - n * (0.5 * LOG_2PI + np.log(sigma)) - squares / (2 * sigma**2)
     return np.asarray(log_density - base)
-
-
-def _grown_sets(
-    fit: Beside, alone: ClosedForm, subjects: NDArray[np.intp], sets: Array, first: NDArray[np.intp]
-) -> Inserted:
-    """Experts fitted to sets of subjects, of which `first` are members, and to whoever joins them."""
-    p, s = fit.params, fit.problem.structure
-    source = fit.owner[subjects[first]]
-    full = np.concatenate([np.zeros((1, s.n_gate)), p.gamma[0]])[:, None]
-    params = Params(full[source], *(part[0][source][:, None] for part in (p.beta, p.factor, p.sigma, p.extra)))
-    new = Inserted(np.zeros(len(source)), params, subjects, sets, source)
-    for _ in range(_SET_ROUNDS):
-        new = replace(new, params=_fitted(fit, alone, new))
-    for _ in range(_FIRST_ROUNDS):
-        new = _grown(fit, alone, new, tilt=False)
-    return new
-
-
-def _pairs(fit: Beside, subjects: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Pairs of places among the subjects, shape (n, 2), by how much an expert of its own would be worth to each."""
-    pairs = np.column_stack(np.triu_indices(subjects.size, 1))
-    return pairs[np.argsort(-worth(fit, subjects[pairs]), kind="stable")]
 
 
 def _sets(features: Array, pairs: NDArray[np.intp], rng: np.random.Generator) -> tuple[Array, NDArray[np.intp]]:
@@ -653,11 +635,20 @@ def _length(factor: Array) -> Array:
 def _grown(fit: Beside, alone: ClosedForm, new: Inserted, tilt: bool) -> Inserted:
     """New experts after one round: their parameters follow their subjects, then whoever they describe better joins.
 
-    The gate of the expert that each came from is shifted, or with `tilt` it takes a Newton step of its own.
+    The gate of the expert that each came from is shifted to the size of the new one, or with `tilt` it takes a Newton
+    step of its own.
     """
     params, at = _fitted(fit, alone, new), new.subjects
     ratio = alone.experts.densities(replace(params, gamma=params.gamma[:, :0])).log_density[:, 0] - fit.base[at]
-    gamma = _tilted(fit, new) if tilt else _shifted(fit, new)
+    if tilt:
+        gamma = _tilted(fit, new)
+    else:
+        W = fit.problem.W
+        full = np.concatenate([np.zeros((1, W.shape[1])), fit.params.gamma[0]])[new.source]
+        expected = np.exp(fit.log_prior).sum(axis=1)[new.source]
+        shift = np.log(np.clip(new.share.sum(axis=1), 0.1, 0.5 * len(W)) / expected)
+        intercept = np.linalg.lstsq(W, np.ones(len(W)), rcond=None)[0]
+        gamma = (full + shift[:, None] * intercept)[:, None]
     odds = _odds(fit, gamma)
     log_ratio = odds[:, at] + ratio
     gain = np.logaddexp(0, log_ratio).sum(axis=1) - np.logaddexp(0, odds).sum(axis=1)
@@ -668,16 +659,6 @@ def _grown(fit: Beside, alone: ClosedForm, new: Inserted, tilt: bool) -> Inserte
 def _odds(fit: Beside, gamma: Array) -> Array:
     """Log-odds of new experts against the fit before the responses are known, shape (C, N)."""
     return np.asarray(gamma[:, 0] @ fit.problem.W.T + fit.log_prior[0])
-
-
-def _shifted(fit: Beside, new: Inserted) -> Array:
-    """Gate coefficients, shape (C, 1, m), of the sources, shifted to the sizes of the new experts."""
-    W, gamma = fit.problem.W, fit.params.gamma[0]
-    full = np.concatenate([np.zeros((1, W.shape[1])), gamma])[new.source]
-    expected = np.exp(fit.log_prior).sum(axis=1)[new.source]
-    shift = np.log(np.clip(new.share.sum(axis=1), 0.1, 0.5 * len(W)) / expected)
-    intercept = np.linalg.lstsq(W, np.ones(len(W)), rcond=None)[0]
-    return np.asarray(full + shift[:, None] * intercept)[:, None]
 
 
 def _tilted(fit: Beside, new: Inserted) -> Array:

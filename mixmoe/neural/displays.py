@@ -315,7 +315,7 @@ def architecture_table(estimator: Estimator, problem: Problem, fit: Trained) -> 
             ", ".join(dict.fromkeys(f"rank {p.cov}" if isinstance(p.cov, int) else p.cov for p in parts)),
         ),
         ("Estimator", how),
-        ("Epochs (best)", f"{len(fit.trace.train)} ({fit.trace.best + 1})"),
+        ("Epochs (best)", f"{len(fit.trace.train)} ({fit.trace.best + 1})" if len(fit.trace.train) else "none needed"),
     ]
     return Table(
         "architecture",

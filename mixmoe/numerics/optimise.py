@@ -1,7 +1,7 @@
 """Quasi-Newton ascents side by side, and the progress bar of long work."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -368,8 +368,12 @@ def climb(
     ----------
     Nocedal & Wright (2006), Numerical Optimization, section 6.1.
     """
-    state = _begin(objective, theta, inverse_hessian, logarithmic)
     interrupted = False
+    try:
+        state = _begin(objective, theta, inverse_hessian, logarithmic)
+    except KeyboardInterrupt:  # before the first evaluation there is no point to give back, so it is made again
+        interrupted, state = True, _begin(objective, theta, inverse_hessian, logarithmic)
+        control = replace(control, max_iter=0)
     with progress_bar(theta.shape[0], "starts", control.progress) as bar:
         try:
             who = _active(state, np.arange(theta.shape[0]), n_units, control)

@@ -234,16 +234,12 @@ def plain(text: str) -> str:
     return text.replace("`", "")
 
 
-def row_major(entries: Sequence[Any], columns: int) -> list[Any]:
-    """Entries in the order in which a legend, which fills columns, shows them row by row."""
-    return [entry for column in range(columns) for entry in entries[column::columns]]
-
-
 def legend_above(axes: Any, columns: int, **look: Any) -> Any:
     """A legend above the axes, read row by row."""
     handles, labels = axes.get_legend_handles_labels()
     columns = min(len(labels), columns)
-    pairs = row_major(list(zip(handles, labels, strict=True)), columns)
+    entries = list(zip(handles, labels, strict=True))  # a legend fills its columns one after the other
+    pairs = [entry for column in range(columns) for entry in entries[column::columns]]
     return axes.legend([h for h, _ in pairs], [text for _, text in pairs], frameon=False, ncols=columns, **look)
 
 

@@ -118,20 +118,18 @@ def checksum(response: NDArray[Any]) -> str:
 
 def fingerprints(frame: pd.DataFrame) -> dict[str, str]:
     """Fingerprint of each column, which tells numbers and texts apart but not types of numbers."""
-    return {str(name): _fingerprint(frame[name]) for name in frame.columns}
-
-
-def _fingerprint(values: pd.Series) -> str:
-    if pd.api.types.is_numeric_dtype(values.dtype) and not _beyond_floats(values):
-        return checksum(values.to_numpy(dtype=float, na_value=np.nan) + 0.0)  # minus zero is zero
-    return hashlib.sha256(json.dumps([str(value) for value in values.tolist()]).encode()).hexdigest()
-
-
-def _beyond_floats(values: pd.Series) -> bool:
-    """Whether a column holds whole numbers between which floats do not tell."""
-    known = values.dropna()
-    large = pd.api.types.is_integer_dtype(values.dtype) and len(known) > 0
-    return large and max(abs(int(known.min())), abs(int(known.max()))) > _EXACT
+    marks = {}
+    for name in frame.columns:
+        values, known = frame[name], frame[name].dropna()
+        # Between whole numbers of that size floats do not tell.
+        whole = pd.api.types.is_integer_dtype(values.dtype) and len(known) > 0
+        beyond = whole and max(abs(int(known.min())), abs(int(known.max()))) > _EXACT
+        if pd.api.types.is_numeric_dtype(values.dtype) and not beyond:
+            marks[str(name)] = checksum(values.to_numpy(dtype=float, na_value=np.nan) + 0.0)  # minus zero is zero
+        else:
+            texts = json.dumps([str(value) for value in values.tolist()])
+            marks[str(name)] = hashlib.sha256(texts.encode()).hexdigest()
+    return marks
 
 
 def write(path: str | os.PathLike[str], saved: SavedFit) -> None:
@@ -315,12 +313,12 @@ def _arrays(saved: SavedFit) -> dict[str, NDArray[Any]]:
         "smoothing": fit.smoothing,
         "cov": cov.matrix,
     }
-    # What t statistics, bootstrap limits and infinite gate coefficients need beyond the matrix.
+    # What t statistics, bootstrap limits, infinite gate coefficients and functions need beyond the matrix.
     if cov.moments is not None:
         arrays |= {"cov_mean": cov.moments.mean, "cov_spread": cov.moments.spread}
     if cov.draws is not None:
         arrays |= {"draws": cov.draws.values, "acceleration": cov.draws.acceleration}
-    limits = {"bounded": cov.bounded, "infinite": cov.infinite}
+    limits = {"bounded": cov.bounded, "infinite": cov.infinite, "given": cov.given}
     return arrays | {name: array for name, array in limits.items() if array is not None}
 
 
@@ -464,7 +462,7 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
     names = tuple(str(name) for name in document["names"])
     n_params = len(names)
     _check_shape("params", arrays["params"], (n_params,))
-    for name in ("cov", *(["bounded"] if "bounded" in arrays else [])):
+    for name in ("cov", *(name for name in ("bounded", "given") if name in arrays)):
         _check_shape(name, arrays[name], (n_params, n_params))
     for name, ndim in _SHAPES.items():
         array = arrays.get(name, np.empty((0,) * ndim))
@@ -520,6 +518,7 @@ def _cov(entry: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ParamCov:
         flags,
         moments,
         draws,
+        arrays.get("given"),
     )
 
 

@@ -34,7 +34,10 @@ def text(tables: Sequence[Table], title: str = "", notes: Sequence[str] = ()) ->
     widths = _widths(fitting)
     parts = [_centred(title, WIDTH)] if title else []
     for table in fitting:
-        parts += _framed(table, _header_lines(table) if table.key == "header" else _lines(table, widths[table.columns]))
+        of_header = table.key == "header"
+        head, *rows = _header_lines(table) if of_header else _lines(table, widths[table.columns])
+        parts += ["=" * WIDTH, *([] if of_header else [_centred(table.title, WIDTH), "-" * WIDTH]), *head]
+        parts += [*([] if of_header else ["-" * WIDTH]), *(line for row in rows for line in row)]
     parts.append("=" * WIDTH)
     parts += [line for table in tables for note in table.notes for line in _wrapped(note, "")]
     parts += [line for i, note in enumerate(notes, 1) for line in _wrapped(note, f"[{i}] ")]
@@ -90,15 +93,6 @@ def _together(heads: Sequence[str]) -> Iterator[tuple[int, int]]:
         end = i + 1 + (heads[i].startswith("[") and heads[i + 1 : i + 2] != () and heads[i + 1].endswith("]"))
         yield i, end
         i = end
-
-
-def _framed(table: Table, lines: list[list[str]]) -> list[str]:
-    """Lines of one table with its title and rules."""
-    head, *rows = lines
-    below = [line for row in rows for line in row]
-    if table.key == "header":
-        return ["=" * WIDTH, *head, *below]
-    return ["=" * WIDTH, _centred(table.title, WIDTH), "-" * WIDTH, *head, "-" * WIDTH, *below]
 
 
 def shown_rows(table: Table) -> list[tuple[str, ...]]:
@@ -291,14 +285,12 @@ def _html_table(table: Table) -> str:
         for c, side in zip(table.columns, sides, strict=True)
     )
     head = f"<thead><tr><td></td>{heads}</tr></thead>\n" if any(table.columns) else ""
-    rows = "".join(_row(label, cells, sides) for label, cells in zip(table.index, body(table), strict=True))
+    rows = ""
+    for label, cells in zip(table.index, body(table), strict=True):
+        values = "".join(
+            f'<td style="text-align:{side}">{escape(cell)}</td>' for cell, side in zip(cells, sides, strict=True)
+        )
+        name = indentation(label) * "&emsp;" + escape(label.strip())
+        rows += f'<tr><th scope="row" style="text-align:left">{name}</th>{values}</tr>\n'
     notes = "".join(f"<p><small>{escape(note)}</small></p>\n" for note in table.notes)
     return f"<table>\n{caption}{head}<tbody>\n{rows}</tbody>\n</table>\n{notes}"
-
-
-def _row(label: str, cells: Sequence[str], sides: Sequence[str]) -> str:
-    values = "".join(
-        f'<td style="text-align:{side}">{escape(cell)}</td>' for cell, side in zip(cells, sides, strict=True)
-    )
-    head = indentation(label) * "&emsp;" + escape(label.strip())
-    return f'<tr><th scope="row" style="text-align:left">{head}</th>{values}</tr>\n'

@@ -321,7 +321,9 @@ def effects_table(effects: pd.DataFrame, alpha: float) -> Table:
 def elsewhere(em: EMFit) -> str:
     """Where those starts ended that did not reach the best; blank if all did or it is not known."""
     others = em.starts.ends[em.starts.n_replicated :]
-    below = em.loglik - others[np.isfinite(others)]
+    # Starts of a fit with penalised functions were compared with each other on a coarse basis, without penalties.
+    best = float(em.starts.logliks.max()) if em.smoothing.size and em.starts.logliks.size else em.loglik
+    below = best - others[np.isfinite(others)]
     parts = [f"{below.size} ended {below.min():.3g} to {below.max():.3g} below the best"] if below.size else []
     parts += [f"{others.size - below.size} collapsed"] if below.size < others.size else []
     return f"Of the other starts, {' and '.join(parts)} when the search ended." if parts else ""
@@ -333,8 +335,14 @@ def distinct_ends(logliks: Array) -> Array:
     return ordered[np.append(True, np.diff(ordered) < -SAME)[: len(ordered)]]
 
 
-def end_points_table(logliks: Array) -> Table:
-    """The best end points of the search and their distances from the best."""
+_OF_STARTS = (
+    "Log-likelihoods of the search for starts, which has few columns for each function and no penalties; the fit goes "
+    "on from the best of them, and its log-likelihood is another one."
+)
+
+
+def end_points_table(logliks: Array, coarse: bool) -> Table:
+    """The best end points of the search and their distances from the best, `coarse` without penalties of functions."""
     shown = [float(v) for v in logliks[:_MAX_ENDS]]
     return Table(
         key="ends",
@@ -343,5 +351,8 @@ def end_points_table(logliks: Array) -> Table:
         index=tuple(f"{i + 1}" for i in range(len(shown))),
         cells=tuple((v, shown[0] - v) for v in shown),
         formats=(".3f", ".3f"),
-        notes=(f"{len(logliks) - len(shown)} worse ones are not shown.",) if len(logliks) > len(shown) else (),
+        notes=(
+            *((f"{len(logliks) - len(shown)} worse ones are not shown.",) if len(logliks) > len(shown) else ()),
+            *((_OF_STARTS,) if coarse else ()),
+        ),
     )

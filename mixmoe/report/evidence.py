@@ -43,6 +43,8 @@ class Fitted(Protocol):
     _report_plots: tuple[str, ...]
 
     @property
+    def _fit_options(self) -> Mapping[str, Any]: ...
+    @property
     def _starts_words(self) -> str: ...
     @property
     def _described(self) -> Design: ...
@@ -203,10 +205,12 @@ def _time(results: Fitted) -> str | None:
     """The column that says when: that of ``time=``, ``seq:`` or ``vary:``, else the one along which the curves run.
 
     Without one of those words the latter is a time only where it goes forward in the rows of a subject as they stand in
-    the data: a covariate that goes up and down is none.
+    the data: a covariate that goes up and down is none. An order that begins anew in each sequence is none either.
     """
     model = results.model
     formula, design = model.formula, results._described
+    if formula.seq is not None and formula.seq.within is not None:
+        return None
     named = design.recipe.aux.get("time") or (formula.seq.order if formula.seq is not None else formula.vary)
     if named is not None:
         return str(named)

@@ -66,8 +66,8 @@ def diagnostics(e: Evidence) -> Part:
     except ArgumentError as error:
         return Prose(f"No diagnostics: {error}.")
     caption = "Quantile residuals, normal and independent if the model is true; their QQ plot with a simultaneous "
-    caption += "envelope; predicted random effects, if there are any; observed means, weighted by responsibilities, "
-    caption += "beside predicted ones."
+    caption += "envelope; predicted random effects, if there are any; observed means"
+    caption += ", weighted by responsibilities, beside predicted ones." if e.is_mixture else " beside predicted ones."
     caption += e.sampled
     return Image(drawing, caption, f"Panels for {e.rows.n} rows of {e.rows.n_units} {e.units}; see the caption.")
 
@@ -221,7 +221,8 @@ def _data(e: Evidence) -> tuple[Part, ...]:
         attrition = attrition_table(rows, times)
         parts.append(Prose("All subjects have as many visits.") if attrition is None else attrition)
     codes = rows.codes if design.names.group is not None else None
-    return (*parts, columns_table(rows.frame, codes, design.names.group, "Columns, rows fitted"))
+    columns = columns_table(rows.frame, codes, design.names.group, "Columns, rows fitted")
+    return (*parts, columns if e.is_mixture else replace(columns, notes=()))  # the notes are about the gate
 
 
 def _estimates(e: Evidence) -> tuple[Part, ...]:
@@ -276,7 +277,11 @@ def _starts(e: Evidence) -> tuple[Part, ...]:
     if not e.is_mixture:
         return (Facts(facts),)
     others = elsewhere(em)
-    return (Facts(facts), *([Prose(others)] if others else []), end_points_table(distinct_ends(em.starts.logliks)))
+    return (
+        Facts(facts),
+        *([Prose(others)] if others else []),
+        end_points_table(distinct_ends(em.starts.logliks), em.smoothing.size > 0),
+    )
 
 
 def _choice(e: Evidence, drawn: bool) -> tuple[Part, ...]:

@@ -284,7 +284,8 @@ def table(
     -----
     Parameters are aligned by expert and term, those of networks with those of one expert. Experts are numbered by size
     within each fit, so that expert 2 of one fit need not describe the same people as expert 2 of another; `relabel`
-    changes the order.
+    changes the order. Of each penalised function ``s(...)`` the effective degrees of freedom stand, and below them the
+    p-value of the test that it is constant.
 
     Examples
     --------
@@ -298,7 +299,7 @@ def table(
     """
     results = _checked_fits(fits)
     heads = _checked_names(fits, names, len(results))
-    panels = _panels(results, heads, stars)
+    panels = [*_panels(results, heads, stars), *_functions(results, heads)]
     foot = _statistics(_checked_statistics(statistics), results, heads)
     shown = _common_names(results)
     tables = (*map(shown.table, panels), *([foot] if foot.index else []))
@@ -382,6 +383,27 @@ def _panels(results: Sequence[Any], heads: tuple[str, ...], stars: bool) -> list
         title = f"Expert {expert}" if block == 0 else BLOCK_TITLES[key]
         made.append(Table(key, title, heads, tuple(index), tuple(cells), ("num",) * len(heads)))
     return made
+
+
+def _functions(results: Sequence[Any], heads: tuple[str, ...]) -> list[Table]:
+    """A table of the penalised functions of all fits, if any has them: their coefficients one by one mean nothing."""
+    by_fit: list[dict[str, tuple[str, str]]] = []
+    for result in results:
+        by_fit.append({})
+        about = getattr(result, "functions", None)
+        if isinstance(about, pd.DataFrame):  # a VCMoE computes its functions at places, and pooled fits have none
+            p_values = result.test_varying()["p_value"]
+            for name, edf in about["edf"].items():
+                by_fit[-1][str(name)] = (f"{edf:.2f}", f"({format_cell(float(p_values[name]), 'p')})")
+    names = list(dict.fromkeys(name for known in by_fit for name in known))
+    if not names:
+        return []
+    index = [line for name in names for line in (name, "")]
+    cells = tuple(
+        tuple(known[name][line] if name in known else None for known in by_fit) for name in names for line in (0, 1)
+    )
+    title = "Functions: effective degrees of freedom, p-value of constancy in parentheses"
+    return [Table("functions", title, heads, tuple(index), cells, ("num",) * len(heads))]
 
 
 def _estimate(result: Any, name: str | None, stars: bool) -> Cell:

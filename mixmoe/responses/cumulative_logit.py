@@ -12,7 +12,7 @@ of which the last term does not involve eta: no digits are lost where a category
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, log_expit
+from scipy.special import expit
 
 from mixmoe._typing import Array, IntArray
 
@@ -31,12 +31,15 @@ class Borders:
         Upper and lower threshold minus the predictor, infinite at the ends.
     above, below : ndarray
         F(high) and F(low).
+    rest : ndarray
+        ``(1 + exp(-|high|)) (1 + exp(-|low|)) - 1``, from which both logarithms follow.
     """
 
     high: Array
     low: Array
     above: Array
     below: Array
+    rest: Array
 
     @property
     def slope(self) -> Array:
@@ -76,8 +79,12 @@ def borders(codes: IntArray, eta: Array, cuts: Array) -> Borders:
         Increasing thresholds.
     """
     ends = with_ends(cuts)
-    high, low = ends[:, codes + 1] - eta, ends[:, codes] - eta
-    return Borders(high, low, expit(high), expit(low))
+    high, low = ends.take(codes + 1, axis=1) - eta, ends.take(codes, axis=1) - eta
+    # One exponential of each, of a negative number, serves the logistic function and its logarithms on both sides.
+    small_high, small_low = np.exp(-np.abs(high)), np.exp(-np.abs(low))
+    above = np.where(high >= 0.0, 1.0, small_high) / (1.0 + small_high)
+    below = np.where(low >= 0.0, 1.0, small_low) / (1.0 + small_low)
+    return Borders(high, low, above, below, small_high + small_low + small_high * small_low)
 
 
 def with_ends(cuts: Array) -> Array:
@@ -100,7 +107,8 @@ def log_probability(codes: IntArray, at: Borders, widths: Array) -> Array:
     with np.errstate(divide="ignore"):  # no width leaves no probability
         inner = np.log(-np.expm1(-widths))
     log_width = np.pad(inner, ((0, 0), (1, 1)))
-    return log_expit(at.high) + log_expit(-at.low) + log_width[:, codes]
+    # log F(x) = min(x, 0) - log(1 + e^-|x|): one logarithm for both ends.
+    return np.minimum(at.high, 0.0) - np.maximum(at.low, 0.0) - np.log1p(at.rest) + log_width.take(codes, axis=1)
 
 
 def category_probabilities(eta: Array, cuts: Array) -> Array:

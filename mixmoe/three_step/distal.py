@@ -224,6 +224,9 @@ class Distal(ThreeStep):
         """Means or probabilities, differences, and the coefficients of the regression."""
         what = "Means" if self.levels is None else "Probabilities"
         margins, pairs = self.to_frame(), self.pairwise()
+        if names := self.shown_names.experts:
+            apart = pairs["contrast"].str.split(" - ")
+            pairs["contrast"] = [" - ".join(names[int(k) - 1] for k in two) for two in apart]
         level = [] if self.levels is None else ["level"]
         is_ = f"{self.formula.partition('~')[0].strip()} = "
         return (
@@ -240,19 +243,13 @@ class Distal(ThreeStep):
                 title="Differences of experts",
                 columns=("Difference", "Std. Err.", "[0.025", "0.975]", "chi2", "df", "p"),
                 index=tuple(
-                    f": {is_}".join([self._contrast(row[0]), *map(str, row[1:])])
-                    for row in pairs[["contrast", *level]].itertuples(index=False)
+                    f": {is_}".join(map(str, row)) for row in pairs[["contrast", *level]].itertuples(index=False)
                 ),
                 cells=_cells(pairs.drop(columns=["contrast", *level])),
                 formats=("num",) * 4 + (".3f", ".0f", "p"),
             ),
             _coefficient_table(self.coefficients, "Regression coefficients", self.shown_names),
         )
-
-    def _contrast(self, numbers: str) -> str:
-        """A contrast ``"2 - 1"``, by the names of the experts if they have any."""
-        names = self.shown_names.experts
-        return " - ".join(names[int(k) - 1] for k in numbers.split(" - ")) if names else numbers
 
     def _experts_levels(self) -> list[tuple[int, str]]:
         return [(int(p.expert or 1), p.term) for p in self.margins.layout.parameters]

@@ -40,7 +40,7 @@ from mixmoe.varying.local_likelihood import (
     positive_definite,
     state_of,
 )
-from mixmoe.varying.problem import Problem, Slots, effective_rows, epanechnikov, wrapped
+from mixmoe.varying.problem import Problem, Slots, Windows, effective_rows, epanechnikov, wrapped
 from mixmoe.varying.sandwich import (
     Influence,
     added_covariance,
@@ -154,6 +154,9 @@ ONE_SE = 1.0  # of the difference in held-out log-likelihood within which a wide
 # Ratio of the best bandwidths of local-quadratic slopes and local-linear levels, Epanechnikov kernel (Fan and Gijbels
 # 1996, table 3.2), beside their rates n^(-1/7) and n^(-1/5). The curvatures on which they depend are not estimated.
 SLOPES = 2.275 / 1.719
+
+
+NEAR = 0.5  # of a bandwidth from the grid point before to the one after: their windows share three quarters
 
 
 LEAST_DF = 2.0  # of a variance with a band: with fewer its most probable estimate is zero
@@ -277,7 +280,7 @@ def level_process(
     inner, centring = centred(problem)
     start = centring.inwards(inner.slots, coef)
     fits = fit_levels(inner, start, bias, derivative, searched, clusters is None)
-    power = small_sample_power(correction, clusters)
+    power = small_sample_power(correction, clusters, problem.slots.n_experts)
     known = clusters is None and problem.rows.n <= MOST_ROWS
     nodes = response_nodes(inner, own_natural(inner, fits.state)) if known else ()
     degree = fits.local.free.shape[0] - 1
@@ -296,6 +299,8 @@ def level_process(
         of_rows, all_of_it = np.diag(covariance.matrix), np.einsum("glgl->gl", shaped)
         df *= (all_of_it / np.maximum(of_rows.reshape(df.shape), np.finfo(float).tiny)) ** 2
     df[:, inner.const] = np.inf  # constants rest on all rows
+    if bias == "rbc" and inner.slots.n_experts > 1:
+        shaped = without_spikes(shaped, inner.windows)
     process = LevelProcess(fits.values(derivative), shaped, degree, fits.local.windows.bandwidth, df, fits, derivative)
     turn = centring.matrix(inner.slots)
     if (turn == np.eye(len(turn))).all():
@@ -307,6 +312,34 @@ def level_process(
         levels[:, a] = process.levels[:, parts] @ row[parts]
         df[:, a] = satterthwaite_of_sum(row[parts], process, parts)
     return replace(process, levels=levels, covariance=turned_covariance(process.covariance, turn), df=df)
+
+
+def without_spikes(covariance: Array, windows: Windows) -> Array:
+    """Covariance of levels in which no standard error exceeds those at both neighbouring grid points.
+
+    Parameters
+    ----------
+    covariance : ndarray, shape (G, L, G, L)
+    windows : Windows
+
+    Notes
+    -----
+    The observed information of a mixture is that with known memberships less what these miss. In the window of a local
+    parabola one row between two experts may take up nearly all of it, at this one grid point: the estimate is as beside
+    it, and the standard error several times as large. Windows that share three quarters of their rows know about the
+    same. The information expected under the fitted mixture has no such spikes, but it is too large where few rows carry
+    an expert: simultaneous bands then hold 80 to 87 % of the functions of experts instead of 93 to 100 (30 sets).
+    """
+    variance = np.einsum("glgl->gl", covariance)
+    beside = np.maximum(np.roll(variance, 1, axis=0), np.roll(variance, -1, axis=0))
+    reach = np.roll(windows.grid, -1) - np.roll(windows.grid, 1)
+    if windows.period:
+        reach = np.mod(reach, windows.period)
+    else:
+        reach[[0, -1]] = np.inf
+    near = (reach <= NEAR * windows.widths)[:, None]
+    factor = np.sqrt(np.divide(beside, variance, out=np.ones_like(variance), where=near & (beside < variance)))
+    return np.asarray(covariance * factor[:, :, None, None] * factor, dtype=np.float64)
 
 
 def satterthwaite_of_sum(weights: Array, process: LevelProcess, functions: NDArray[np.intp]) -> Array:

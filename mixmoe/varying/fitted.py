@@ -453,7 +453,7 @@ def point_covariance(
     local = build_local(inner, 1, points=None if whole else points)
     found = maximise_bounded(local, local_start(local, start if whole else start[points]))
     fit, held = found.fit, found.held(inner.slots)
-    power = small_sample_power(correction, clusters)
+    power = small_sample_power(correction, clusters, problem.slots.n_experts)
     matrix = level_covariance(influence(local, fit.coef, power, (), clusters, held), clusters, correction).matrix
     matrix = matrix + added_covariance(inner, lambda k: influence(local, fit.coef, 0.0, held=held, added=k))
     shape = (len(fit.coef), inner.slots.n)

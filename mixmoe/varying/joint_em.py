@@ -341,7 +341,7 @@ def label_flag(design: Design, order: NDArray[np.intp], problem: Problem, natura
     Notes
     -----
     Functions of the index, the same for all rows of a cell, are exchanged as constants are. A dispersion, which is a
-    function of the index alone, stays as it is.
+    function of the index alone, stays with its expert in the other cells, and follows the exchange by a factor.
     """
     slots, rows = problem.slots, problem.rows
     if slots.n_experts == 1:
@@ -359,7 +359,25 @@ def label_flag(design: Design, order: NDArray[np.intp], problem: Problem, natura
         swapped[[first, second]] = second, first
         delta = natural.delta[swapped] if slots.has_dispersion else natural.delta
         exchanged[first, second] = weighted(replace(natural, delta=delta))
-    found = cheapest_exchange(cells, weighted(natural), exchanged)
+    here = weighted(natural)
+    found = cheapest_exchange(cells, here, exchanged)
+    if slots.has_dispersion and found.drop > 0.0:
+        own = np.broadcast_to(np.arange(slots.n_experts)[:, None], natural.delta.shape)
+        other = np.arange(slots.n_experts)
+        other[list(found.experts)] = found.experts[::-1]
+        labels = np.where(cells == found.cell, other[:, None], own)  # whose dispersion each expert has, (K, n)
+
+        def highest(labels: IntArray) -> float:
+            """Log-likelihood with dispersions by these labels, times one factor for each."""
+            delta, bounds = np.take_along_axis(natural.delta, labels, axis=0), [(-2.0, 2.0)] * slots.n_experts
+
+            def deviance(shift: Array) -> float:
+                return -float(weighted(replace(natural, delta=delta + shift[labels])).sum())
+
+            start = np.zeros(slots.n_experts)
+            return -float(minimize(deviance, start, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-13}).fun)
+
+        found = replace(found, drop=highest(own) - highest(labels))
     in_design = np.empty(rows.n, dtype=np.intp)
     in_design[order] = cells
     return ambiguity_flag(design, in_design, slots.n_experts, found, "" if problem.const.all() else "const({})")

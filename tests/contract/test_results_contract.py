@@ -466,7 +466,7 @@ def test_relabelling(case):
 
 def test_names_and_labels(case, tmp_path):
     names = [f"course {'abc'[k]}" for k in range(case.K)]
-    column = "time" if "time" in case.formula else "x"
+    column = "time" if "time" in case.formula else "x1"
     fit = case.fit.named(*names).labelled({column: "Years since entry"})
     assert type(fit) is type(case.fit)
     pd.testing.assert_series_equal(fit.params, case.fit.params)  # names of parameters stay

@@ -55,7 +55,7 @@ def test_names_and_labels(fit, tmp_path):
     assert "Dose" in text
     words = [text.get_text() for text in named.plot("means").axes[0].get_legend().get_texts()]
     plt.close("all")
-    assert words[:2] == ["high", "low"]
+    assert {"high", "low"} <= set(words)
     assert named.relabel([2, 1]).shown_names.experts == ("low", "high")
     named.save(tmp_path / "fit.mixmoe")
     assert mm.load(tmp_path / "fit.mixmoe").shown_names == named.shown_names

@@ -33,7 +33,7 @@ def data():
 @pytest.mark.parametrize("case", STORED["cases"], ids=lambda case: case["name"])
 def test_functions_equal_mgcv(case):
     weighted = {} if case["weights"] is None else {"weights": "w", "offset": "off"}
-    fit = mm.fit(case["formula"], data(), 1, cov_type="nonrobust", **weighted)
+    fit = mm.fit(case["formula"], data(), 1, cov_type="nonrobust", unconditional=False, **weighted)
     covariance = fit.cov_params().to_numpy() * (case["pearson"] / case["sigma"]) ** 2
     for f, term in zip(fit.model.functions, case["terms"], strict=True):
         rows = fit.model.design.expert[case["rows"]][:, f.columns.columns]

@@ -12,6 +12,7 @@ from statsmodels.tsa.statespace.structural import UnobservedComponents
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.mixed.likelihood.observed import observed_information, subject_scores
+from mixmoe.mixed.options import ErrorOptions
 from mixmoe.mixed.parameters import permute_reported
 from tests import dense
 
@@ -270,3 +271,14 @@ def test_networks_have_no_sigma():
     data = small_data()
     with pytest.raises(FormulaError, match="NME has no section 'sigma:'"):
         mm.NME("y ~ x | re: (last | id) | sigma: x", data)
+
+
+@pytest.mark.parametrize(
+    ("time", "words"),
+    [
+        (None, "AR(1) over rows in the order of the data (no time=), normal"),
+        ("visit", "AR(1) over visit, normal"),
+    ],
+)
+def test_the_header_says_what_orders_the_errors(time, words):
+    assert ErrorOptions("ar1", time, "expert", "normal", None).described == words

@@ -17,11 +17,13 @@ from mixmoe.mixed.starting_values import (
     carried_starts,
     fewer_experts,
     fit_one_expert,
-    from_responsibilities,
     gains_little,
     inserted_starts,
     insertions,
+    random_side,
     random_starts,
+    refit,
+    repeat_expert,
     with_new,
     without_expert,
     worth,
@@ -142,11 +144,43 @@ def test_experts_that_fit_a_few_subjects_nearly_exactly(planted):
     assert list(nearly_exact(planted.structure, noise, 1.0, subjects)) == [True, False, False]
 
 
+def test_a_cut_around_the_centre_takes_who_is_far_out_on_either_side():
+    features = np.linspace(-3, 3, 61)[:, None]
+    shells = [random_side(np.ones(61), features, np.random.default_rng(seed)) for seed in range(40)]
+    ends = [side for side in shells if side[0] == side[-1] > 0.5]
+    assert 5 <= len(ends) <= 25  # the others are cut across
+    for side in ends:
+        outside = side > 0.5
+        assert np.abs(features[outside]).min() >= np.abs(features[~outside]).max()
+
+
+def test_a_corner_of_the_gates_covariates_is_a_start():
+    """The youngest of both experts, who belong together in nothing else."""
+    rng = np.random.default_rng(4)
+    N = 200
+    subject, age = np.repeat(np.arange(N), 4), rng.normal(size=N)
+    group, youngest = rng.random(N) < 0.5, age < np.sort(age)[8]
+    y = np.where(group, 4.0, 0.0)[subject] + rng.normal(size=4 * N)
+    data = {"id": subject, "age": age[subject], "y": np.where(youngest[subject], 2 + 3 * rng.normal(size=4 * N), y)}
+    problem = MEMoE("y ~ 1 | gate: age | re: (0 | id)", data, 3).problem
+    one = fit_one_expert(problem, Control(tol=1e-6))
+    two = np.array([np.where(group, 0.99, 0.01), np.where(group, 0.01, 0.99)])[None]
+    below = fewer_experts(problem)
+    theta = working_to_free(below.structure, refit(below, repeat_expert(below.structure, one.params, 1), two))[0]
+    starts = carried_starts(problem, one, theta, 2, np.random.default_rng(0), 16)
+    assert len(starts) == 1 + 2 * 16 + 16
+    shares = np.exp(np.array([subject_logliks(problem, start) for start in starts]))
+    shares = (shares / shares.sum(axis=2, keepdims=True))[:, :, -1]
+    holds = (shares[:, youngest].mean(axis=1) > 0.8) & (shares[:, ~youngest].mean(axis=1) < 0.1)
+    assert holds[1 + 2 * 16 :].any()
+
+
 def test_the_default_search_is_not_below_the_maximum_at_the_handful(planted, one):
     given = np.zeros((1, 2, planted.problem.n_subjects))
     given[0, 1, HANDFUL] = 1.0
     given[0, 0] = 1.0 - given[0, 1]
-    start = from_responsibilities(planted.problem, one.params, given)
+    s = planted.problem.structure
+    start = working_to_free(s, refit(planted.problem, repeat_expert(s, one.params, 1), given))
     known = search_from(planted.problem, start, Control())
     assert not known.degenerate
     assert search(planted.problem, 4, Control(), np.random.default_rng(5)).loglik >= known.loglik - 1e-3

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from mixmoe.neural.estimators.last_layer import (  # noqa: E402
     COLLINEAR,
+    WIDE,
     LastState,
     add_exact_gradients,
     factors_of,
@@ -59,7 +60,7 @@ def dense_objective(values, x, y):
     Z = H @ L
     V = (2 * log_sigma).exp() * (torch.eye(x.shape[1]) + Z @ Z.mT)
     normal = torch.distributions.MultivariateNormal(torch.zeros_like(x), V)
-    ridge = COLLINEAR * x.numel() * beta.square().sum() / (2 * log_sigma).exp()
+    ridge = (COLLINEAR * x.numel() + WIDE) * beta.square().sum() / (2 * log_sigma).exp()
     priors = hidden.square().sum() + (2 * log_sigma).exp() * entries.square().sum()
     return normal.log_prob(y - H @ beta).sum() - 0.5 * priors - 0.5 * ridge
 
@@ -75,7 +76,7 @@ def test_another_optimiser_finds_nothing_above_a_default_fit():
     here = float(dense_objective(torch.tensor(start), x, y))
     theta, n = torch.tensor(trained.theta), y.numel()
     penalty = 0.5 * float(theta[:4].square().sum()) + 0.5 * np.square(trained.loading).sum()
-    penalty += 0.5 * COLLINEAR * n * float(theta[4:].square().sum()) / sigma**2
+    penalty += 0.5 * (COLLINEAR * n + WIDE) * float(theta[4:].square().sum()) / sigma**2
     assert trained.loglik == pytest.approx(here + penalty, abs=1e-8)  # what is printed is the plain likelihood
 
     def downhill(values):

@@ -14,13 +14,14 @@ import pandas as pd
 import pytest
 
 import mixmoe as mm
+from mixmoe.design.formula import parse_formula
 from mixmoe.errors import ArgumentError, MissingExtraError, MixmoeWarning
 from mixmoe.output.plots import draw, inlined, palette, svg
 from mixmoe.output.records import Curve, Table
 from mixmoe.output.summary import Summary
 from mixmoe.report.checklists import grolts, smart_lca
 from mixmoe.report.described import distinct_ends, effects_table, elsewhere, end_points_table
-from mixmoe.report.evidence import code, gather
+from mixmoe.report.evidence import _time, code, gather
 from mixmoe.report.reporting import _small, in_words
 from tests.fake_model import make_results
 
@@ -339,7 +340,7 @@ def test_end_points_are_counted_once():
     ends = np.array([-10.0, -12.0, -10.0000001, -11.0, -12.0])
     np.testing.assert_array_equal(distinct_ends(ends), [-10, -11, -12])
     assert len(distinct_ends(np.zeros(0))) == 0
-    assert end_points_table(distinct_ends(ends)).cells == ((-10.0, 0.0), (-11.0, 1.0), (-12.0, 2.0))
+    assert end_points_table(distinct_ends(ends), coarse=False).cells == ((-10.0, 0.0), (-11.0, 1.0), (-12.0, 2.0))
 
 
 def test_where_the_other_starts_ended_is_said(plain):
@@ -472,3 +473,10 @@ def test_time_is_what_orders_the_visits_and_no_covariate(formula, options, colum
     assert evidence.time == column
     if column is not None:
         np.testing.assert_array_equal(evidence.times, data["day"])
+
+
+@pytest.mark.parametrize(("seq", "time"), [("beep", "beep"), ("beep / day", None)])
+def test_an_order_that_begins_anew_each_day_is_no_time_of_visits(seq, time):
+    formula = parse_formula(f"state ~ x | re: (last | id) | seq: {seq}")
+    design = SimpleNamespace(recipe=SimpleNamespace(aux={}))
+    assert _time(SimpleNamespace(model=SimpleNamespace(formula=formula), _described=design)) == time

@@ -17,7 +17,11 @@ import pandas as pd
 import mixmoe as mm
 
 FIRST_SEED = 50_000
-KINDS = ("nonrobust", "robust")
+KINDS = {
+    "nonrobust, lambda given": ("nonrobust", {"unconditional": False}),
+    "nonrobust": ("nonrobust", {}),
+    "robust": ("robust", {}),
+}
 
 
 def draw(n, amplitude, errors, seed):
@@ -44,8 +48,8 @@ def replicate(n, amplitude, errors, seed):
         warnings.simplefilter("ignore")
         fit = mm.fit("y ~ x | gate: z | re: (1 | id) | vary: t", data, 2, rng=seed, starts=8, cov_type="nonrobust")
         rows = []
-        for kind in KINDS:
-            of = fit if kind == "nonrobust" else fit.with_cov(kind)
+        for name, (kind, options) in KINDS.items():
+            of = fit.with_cov(kind, **options)
             bands = dict(iter(of.bands(rng=seed).groupby("coefficient", sort=False)))
             tests = of.test_varying()
             steep = [np.ptp(bands[f"expert{k}.Intercept"]["estimate"]) for k in (1, 2)]
@@ -57,7 +61,7 @@ def replicate(n, amplitude, errors, seed):
                     rows.append(
                         {
                             "seed": seed,
-                            "covariance": kind,
+                            "covariance": name,
                             "function": f"{column} of {'sine' if of_expert is functions[0] else 'parabola'}",
                             "simultaneous": bool(((true >= part["band_low"]) & (true <= part["band_high"])).all()),
                             "pointwise": float(((true >= part["conf_low"]) & (true <= part["conf_high"])).mean()),
@@ -74,9 +78,9 @@ def table(rows):
     grouped = pd.DataFrame(rows).groupby(["covariance", "function"], sort=False)
     head = ("covariance", "function", "sets", "simultaneous", "pointwise", "RMSE", "declared varying", "converged")
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for (kind, name), g in grouped:
+    for (covariance, name), g in grouped:
         lines.append(
-            f"| {kind} | {name} | {len(g)} | {100 * g['simultaneous'].mean():.1f} % | "
+            f"| {covariance} | {name} | {len(g)} | {100 * g['simultaneous'].mean():.1f} % | "
             f"{100 * g['pointwise'].mean():.1f} % | {np.sqrt(g['mse'].mean()):.4f} | "
             f"{100 * g['varying'].mean():.1f} % | {100 * g['converged'].mean():.0f} % |"
         )

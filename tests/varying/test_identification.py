@@ -1,10 +1,14 @@
 """Constant coefficients that the functions beside them make superfluous are refused, others are not."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import minimize
+from scipy.stats import norm
 
-from mixmoe.errors import DesignError
+from mixmoe.errors import DesignError, MixmoeWarning
 from mixmoe.varying import identifiability
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
@@ -100,3 +104,35 @@ def test_an_expert_is_small_below_three_rows_per_function(held):
 def test_ten_clusters_are_enough():
     flagged = [identifiability._few_clusters(np.arange(30) % g) is not None for g in (2, 9, 10, 11)]
     assert flagged == [True, True, False, False]
+
+
+def test_dispersions_follow_an_exchange_of_labels():
+    """With sigmas held the exchange costs 2.5, enough to decide; the sigmas that fit it best leave 1.6."""
+    rng = np.random.default_rng(3)
+    arm = rng.integers(0, 2, 400)
+    second = rng.random(400) < np.where(arm, 0.35, 0.6)
+    y = np.where(second, 4.0, 0.0) + 0.5 * arm + np.where(second, 1.25, 1.0) * rng.normal(size=400)
+    data = pd.DataFrame({"y": y, "arm": arm.astype(str), "u": rng.random(400)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        fit = VCMoE("y ~ arm | gate: arm | vary: u", data, bandwidth=np.inf, dispersion="const").fit(rng=0, starts=4)
+    (flag,) = (flag for flag in fit.flags if flag.code == "ambiguous_labels")
+    b, first = fit.params, data["arm"] == "0"
+    odds = b["gate2.Intercept"] + b["gate2.arm[T.1]"] * ~first
+    logs = np.stack([-np.logaddexp(0.0, odds), -np.logaddexp(0.0, -odds)])
+    means = [b[f"expert{k}.Intercept"] + b[f"expert{k}.arm[T.1]"] * ~first for k in (1, 2)]
+
+    def highest(exchanged):
+        def deviance(log_sigma):
+            sigma = np.exp(log_sigma)
+            each = [
+                log + norm.logpdf(y, mean, np.where(exchanged, sigma[1 - k], sigma[k]))
+                for k, (log, mean) in enumerate(zip(logs, means, strict=True))
+            ]
+            return -np.logaddexp(*each).sum()
+
+        return -minimize(deviance, np.log([b["sigma1"], b["sigma2"]]), method="Nelder-Mead").fun
+
+    drop = min(highest(first & False) - highest(first), highest(first & False) - highest(~first))
+    assert f"only {drop:.2g} lower" in flag.message
+    assert drop < 1.92

@@ -6,16 +6,24 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from mixmoe.varying.bands import LEAST_DF, _chosen, fit_levels, level_process, student_factor
+from mixmoe.varying.bands import (
+    LEAST_DF,
+    _chosen,
+    fit_levels,
+    level_influence,
+    level_process,
+    student_factor,
+    without_spikes,
+)
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.glr import joint_fit, null_law
 from mixmoe.varying.joint_em import Control, centred, fit_functions
-from mixmoe.varying.leave_one_out import effective_df, fitness, left_out_of_experts
+from mixmoe.varying.leave_one_out import effective_df, fitness, left_out_of_experts, response_nodes
 from mixmoe.varying.local_likelihood import build_local, local_maxima, local_start, maximise_local
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.problem import build_problem, epanechnikov, hermite_matrix
-from mixmoe.varying.sandwich import influence, level_covariance
+from mixmoe.varying.sandwich import ROOT, WHOLE, influence, level_covariance
 from mixmoe.varying.smoothing import (
     Curve,
     integrated_wiener,
@@ -230,9 +238,10 @@ def test_bands_of_sigma_are_those_of_its_line_and_the_others_those_of_a_constant
     turn = centring.matrix(inner.slots)
     for local, functions in ((line, sigma), (replace(line, free=free), rest)):
         found = maximise_local(local, np.where(local.free | (np.arange(3) == 0)[:, None], start, 0.0))
-        inf = influence(local, found.coef)
+        inf = influence(local, found.coef, WHOLE)
         levels, matrix = found.coef[:, 0] @ turn.T, level_covariance(inf).matrix
-        variance = np.einsum("glgm->glm", matrix.reshape(*levels.shape, *levels.shape))
+        smooth = without_spikes(matrix.reshape(*levels.shape, *levels.shape), problem.windows)
+        variance = np.einsum("glgm->glm", smooth)
         variance = np.einsum("al,glm,am->ga", turn, variance, turn)
         np.testing.assert_allclose(process.levels[:, functions], levels[:, functions], atol=1e-6)
         own = np.einsum("glgl->gl", process.covariance)
@@ -247,6 +256,40 @@ def test_sigma_does_not_run_down_where_the_index_thins_out():
     at_end, dispersions = -1, fits.local.problem.slots.dispersions
     flat, line = (np.exp(one.fit.coef[at_end, 0, dispersions]) for one in (fits.bounded, fits.lines.bounded))
     assert flat.min() > 0.25 > 2.0 * line.min()
+
+
+def test_standard_errors_of_bands_do_not_jump_at_single_grid_points():
+    """Seed chosen because they did: one row between two experts took most of the observed information of a window."""
+    sim = vcmoe(n=600, index_shape=(2.0, 2.0), rng=705071)
+    fit = VCMoE(FORMULA, sim.data, bandwidth=0.28).fit(rng=0, starts=2)
+    process = level_process(fit.model.problem, fit.model.coef)
+    raw = level_covariance(level_influence(process.fits, WHOLE)).matrix.reshape(50, 8, 50, 8)
+    smooth, windows = without_spikes(raw, fit.model.problem.windows), fit.model.problem.windows
+    before, after = (np.sqrt(np.einsum("glgl->gl", each)) for each in (raw, smooth))
+    assert (before[1:-1] / np.fmax(before[:-2], before[2:]))[6:-6, :4].max() > 3.0
+    for g in range(7, 43):
+        np.testing.assert_allclose(after[g], np.minimum(before[g], np.maximum(before[g - 1], before[g + 1])))
+    np.testing.assert_array_equal(after[[0, -1]], before[[0, -1]])
+    unit = smooth[20:30, :4, 20:30, :4].reshape(40, 40) / np.outer(*[after[20:30, :4].ravel()] * 2)
+    raw_unit = raw[20:30, :4, 20:30, :4].reshape(40, 40) / np.outer(*[before[20:30, :4].ravel()] * 2)
+    np.testing.assert_allclose(unit, raw_unit, atol=1e-12)  # correlations stay
+    far_apart = replace(windows, grid=10.0 * windows.grid)
+    np.testing.assert_array_equal(without_spikes(raw, far_apart), raw)
+
+
+def test_variance_of_a_mixture_is_the_jackknife_and_its_degrees_of_freedom_those_of_hc2():
+    problem, coef = fitted(n=200)
+    inner, centring = centred(problem)
+    process = level_process(problem, coef, "none")
+    local = build_local(inner, 1)
+    found = maximise_local(local, local_start(local, centring.inwards(inner.slots, coef)))
+    nodes = response_nodes(inner, own_natural(inner, found.coef))
+    whole, root = (level_covariance(influence(local, found.coef, power, nodes)) for power in (WHOLE, ROOT))
+    slopes = np.array([1, 3, 4, 5, 7])  # the functions that centring leaves alone
+    own = np.einsum("glgl->gl", process.covariance)[:, slopes]
+    np.testing.assert_allclose(own, np.diag(whole.matrix).reshape(-1, 8)[:, slopes], rtol=1e-6)
+    assert (own > np.diag(root.matrix).reshape(-1, 8)[:, slopes]).all()
+    np.testing.assert_allclose(process.df[:, slopes], root.df.reshape(-1, 8)[:, slopes], rtol=1e-6)
 
 
 def test_held_out_experts_are_regressions_without_the_row():

@@ -406,7 +406,7 @@ def dispersion(name: str, own: bool) -> Extra:
 _TOLERANCE = 1e-11  # of a last step; Newton squares the error, so that the mode is exact to rounding
 
 
-_AT_REST = 1e-13  # of a step: Newton has squared the error, and a subject is where rounding lets her be
+_AT_REST = 1e-14  # of a step: rounding alone, so that it makes no difference whether a subject goes on with the others
 
 
 _MAX_PASSES = 100
@@ -644,13 +644,14 @@ def _ascended(rows: Rows, response: Response, at: Predictor, here: Modes, step: 
     for lap in range(passes):
         if not (np.abs(step) > _TOLERANCE).any():
             break
-        moving = (np.abs(step) > _AT_REST).any(axis=1)  # (E, N)
-        experts, subjects = (np.flatnonzero(moving.any(axis=axis)) for axis in (1, 0))
+        moving = np.any(np.abs(step) > _AT_REST, axis=1)  # (E, N)
+        of_subjects = np.any(moving, axis=0)
+        experts, subjects = np.flatnonzero(np.any(moving, axis=1)), np.flatnonzero(of_subjects)
         if experts.size * subjects.size <= _FEW_MOVING * moving.size:
             # Most are there: the others, such as subjects whose responses are all zero, go on among themselves. Fixed
             # effects are in the predictor already: their columns need not be gathered.
             part = replace(rows, X=Columns(rows.X.dense[:0])).take(subjects)
-            of_rows = np.flatnonzero(rows.spread(moving.any(axis=0)))
+            of_rows = np.flatnonzero(rows.spread(of_subjects))
             places = np.ix_(experts, of_rows)
             mine = Predictor(at.base[places], at.T[experts], at.extra[experts])
             start = here.take(experts, subjects, of_rows)

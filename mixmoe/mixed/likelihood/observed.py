@@ -46,6 +46,8 @@ class Problem(Generic[Model]):
         R of the penalty ``1/2 |R theta|^2`` of smooth functions, which is taken off what is maximised.
     effective : ndarray, shape (K,), or None
         Effective number of coefficients of each expert where some are penalised.
+    doubt : ndarray, shape (m, P), or None
+        Q: that smoothing parameters are not known adds ``V Q'Q V`` to the covariance V.
     """
 
     structure: Structure
@@ -55,6 +57,7 @@ class Problem(Generic[Model]):
     restricted: bool = False
     ridge: Array | None = None
     effective: Array | None = None
+    doubt: Array | None = None
 
     @cached_property
     def free(self) -> FreeVector:
@@ -429,7 +432,11 @@ class PredictorInformation:
 
     def _columns(self, problem: Problem) -> Columns:
         """Columns of the rows, m of each subject, zero where there are no more."""
-        return cast(RowwiseExperts, problem.experts).columns.at(self.rows.ravel()).scaled(self.present.ravel())
+        return (
+            cast(RowwiseExperts, problem.experts)
+            .columns.at(self.rows.ravel())
+            .scaled(self.present.ravel().astype(float))
+        )
 
 
 _INFORMATION_SIZE = 2_000_000  # doubles of the matrices of one group of subjects (16 MB)

@@ -9,7 +9,7 @@ Marra & Wood (2012), Scandinavian Journal of Statistics 39, 53-74. Ruppert, Wand
 Regression, section 6.5.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -223,8 +223,8 @@ def _heads(bands: pd.DataFrame, indices: list[str]) -> tuple[str, ...]:
     return tuple(f"{indices[0]}={v}" for v in told_apart(places.tolist(), 3))
 
 
-def function_curves(bands: pd.DataFrame, alpha: float, derivative: int = 0) -> tuple[Curve, ...]:
-    """Curves of a frame of bands: a panel per term, with the experts in it."""
+def function_curves(bands: pd.DataFrame, alpha: float, derivative: int, centred: Collection[str]) -> tuple[Curve, ...]:
+    """Curves of a frame of bands: a panel per term, with the experts in it; terms in `centred` have no level."""
     indices = [str(name) for name in bands.columns if name not in (*LABELS, *VALUES)]
     curves = []
     for name, part in bands.groupby("coefficient", sort=False):
@@ -235,6 +235,8 @@ def function_curves(bands: pd.DataFrame, alpha: float, derivative: int = 0) -> t
         of_gate = block == "gate"
         panel = str(name) if block == "difference" else f"gate: {term}" if of_gate else term
         panel = f"derivative of {panel}" if derivative else panel
+        # Curves of experts that lie apart cross where each has its mean taken off.
+        about = ", centred over the rows" if term in centred and not derivative else ""
         curves.append(
             Curve(
                 panel=panel,
@@ -247,7 +249,7 @@ def function_curves(bands: pd.DataFrame, alpha: float, derivative: int = 0) -> t
                 band_upper=value["band_high"],
                 expert=expert,
                 xlabel=index,
-                ylabel="log odds" if of_gate else "value",
+                ylabel=("log odds" if of_gate else "value") + about,
                 limits=f"{100 * (1.0 - alpha):g} % pointwise",
                 bands=f"{100 * (1.0 - alpha):g} % simultaneous",
             )

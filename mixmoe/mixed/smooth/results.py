@@ -61,8 +61,10 @@ class SmoothResults(MEMoEResults):
     Notes
     -----
     ``cov_type="nonrobust"`` is the posterior covariance ``V = (H + S)^-1`` given the smoothing parameters, ``"robust"``
-    is ``V (M + S) V`` with M the outer products of the subjects' scores. Functions without ``by=`` are centred over
-    the rows of the data. ``llf`` is the log-likelihood at the penalised estimates, without the penalty.
+    is ``V (M + S) V`` with M the outer products of the subjects' scores. To both is added, unless
+    ``unconditional=False`` asks for them alone, that estimated smoothing parameters are not known: each is averaged
+    over its marginal likelihood. Tests of functions are given the smoothing parameters. Functions without ``by=`` are
+    centred over the rows of the data. ``llf`` is the log-likelihood at the penalised estimates, without the penalty.
     """
 
     def __init__(self, model: "MEMoE", fit: EMFit, cov: ParamCov) -> None:
@@ -219,7 +221,7 @@ class SmoothResults(MEMoEResults):
     def _test(self, wanted: Wanted, method: str, rng: np.random.Generator) -> FunctionTest:
         if method == "bootstrap":
             return bootstrap_test(self.model, wanted, self.em, rng)
-        return asymptotic_test(self.model, wanted, self.em.params, self.cov.of_bounded)
+        return asymptotic_test(self.model, wanted, self.em.params, self.cov.of_tests)
 
     def _test_equal(self, which: str | Sequence[str] | None, method: str) -> FunctionTest | pd.DataFrame:
         if method != "asymptotic":
@@ -232,7 +234,7 @@ class SmoothResults(MEMoEResults):
             pairs = [(found[0], found[1])]
         if not pairs:
             raise ArgumentError("hypothesis='equal' needs functions of one term in two experts, and there are none")
-        tests = [equality_test(self.model, pair, self.em.params, self.cov.of_bounded) for pair in pairs]
+        tests = [equality_test(self.model, pair, self.em.params, self.cov.of_tests) for pair in pairs]
         return tests[0] if which is not None else _test_frame(tests)
 
     def test_varying(
@@ -279,7 +281,7 @@ class SmoothResults(MEMoEResults):
         at = next((i for i, table in enumerate(tables) if table.key in later), len(tables))
         frame = self.bands(alpha=alpha, rng=SEED)
         constant = [Wanted((f,), "constant") for f in self._smoothing.functions]
-        p_values = [asymptotic_test(self.model, one, self.em.params, self.cov.of_bounded).pvalue for one in constant]
+        p_values = [asymptotic_test(self.model, one, self.em.params, self.cov.of_tests).pvalue for one in constant]
         return (*tables[:at], *function_tables(self._smoothing, frame, p_values, alpha), *tables[at:])
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
@@ -301,7 +303,8 @@ class SmoothResults(MEMoEResults):
             return super().curves(kind, **options)
         options = {"rng": SEED, **options, "derivative": int(kind == "derivatives")}
         frame = self.bands("differences" if kind == "differences" else "coefficients", **options)
-        return function_curves(frame, options.get("alpha", 0.05), options["derivative"])
+        centred = {f.columns.name for f in self._smoothing.functions if f.centred}
+        return function_curves(frame, options.get("alpha", 0.05), options["derivative"], centred)
 
     _default_plot = "functions"
     _report_plots = ("functions", "trajectories")
@@ -334,10 +337,11 @@ class SmoothResults(MEMoEResults):
         whole = any("whole" in f.columns.arguments for f in self._smoothing.functions)
         if whole and self.model.n_experts > 1 and self.model.formula.random is not None:
             notes = (*notes, "Gate coefficients are constant: an index that changes within subjects cannot enter it.")
+        how = "are given" if self.cov.given is None else "hold the uncertainty of"
         return (
             *notes,
             "Functions are penalised: parameters and criteria count effective degrees of freedom, and standard errors "
-            "are given the smoothing parameters.",
+            f"{how} the smoothing parameters.",
         )
 
 

@@ -46,6 +46,9 @@ from mixmoe.neural.network import Network, hidden_features
 # Ridge of the last layer of a network with hidden ones, per row: a prior a thousand times as wide as the residuals, so
 # that collinear features have coefficients, and a likelihood whose gradient is that of its value.
 COLLINEAR = 1e-6
+# The same where there are priors: one of thirty residual standard deviations, which steep curves do not feel, and
+# without which features that are nearly collinear had coefficients that predicted rows left out not at all.
+WIDE = 1e-3
 POLISH = 1000  # evaluations at most with which the covariance comes to its maximum
 REST = 1e-10  # log-likelihood per row gained by twenty iterations below which it has
 
@@ -123,8 +126,8 @@ def prior_of(problem: Problem, control: Control) -> float:
     -----
     Where there are hidden layers it is that of theirs, see `ridge`. Effects on many features are many parameters of a
     covariance for few persons: networks that came nearer to the maximum of the likelihood predicted worse. The
-    population's weights of the last layer have no prior: steep curves need large ones, and rows of all persons tell
-    them.
+    population's weights of the last layer, which the rows of all persons tell, have one of thirty residual standard
+    deviations only: with a standard normal one steep curves, which need large weights, were not followed.
     """
     if not problem.network.hidden or not is_exact(problem):
         return 0.0
@@ -174,7 +177,8 @@ def moments_of(problem: Problem, plan: Plan, rows: Sequence[Tensor]) -> Moments:
     """Cross-products of the rows of several blocks."""
     gram = tuple(of_block.mT @ of_block for of_block in rows)
     n = problem.train.n_rows
-    return Moments(gram, plan, n, COLLINEAR * n if problem.network.hidden else 0.0, problem.prior)
+    ridge = COLLINEAR * n + WIDE * bool(problem.prior) if problem.network.hidden else 0.0
+    return Moments(gram, plan, n, ridge, problem.prior)
 
 
 def factor(problem: Problem, entries: Tensor) -> Tensor:

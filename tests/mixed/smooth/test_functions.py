@@ -1,5 +1,7 @@
 """What a fit with penalised functions offers: bands, tests, tables, files, predictions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,9 +16,11 @@ from mixmoe.mixed.smooth.fitting import _as_search
 from mixmoe.mixed.smooth.functions import geometry_of
 from mixmoe.mixed.smooth.hypotheses import wood_test
 from mixmoe.mixed.smooth.marginal import Smoothed
+from mixmoe.report.described import elsewhere, end_points_table
 from tests.mixed.smooth.data import TRUTH, two_experts
 
 pytestmark = pytest.mark.filterwarnings("ignore:There are only", "ignore:Nothing but")
+UNMOVED = {"unconditional": False}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +140,10 @@ def test_summary_has_a_table_of_functions(fit):
     assert table.columns == ("edf", "lambda", "P const.", "Minimum", "Maximum")
     values = next(t for t in fit.tables() if t.key == "function_values")
     assert values.index[:3] == ("expert1.s(t)", "  lower", "  upper")
-    assert "s(t)" not in str(mm.table([fit]))
+    lines = [line.split() for line in str(mm.table([fit])).splitlines()]
+    at = lines.index(["expert1.s(t)", f"{fit.functions.loc['expert1.s(t)', 'edf']:.2f}"])
+    assert lines[at + 1] == ["(<0.001)"]
+    assert not any("s(t).line" in word for line in lines for word in line)
     assert "s(t).line" not in str(fit.summary())
     assert "expert1.s(t).line" in fit.to_frame().index
     assert "expert1.s(t)" in fit.to_latex()
@@ -148,6 +155,7 @@ def test_a_file_holds_the_smoothing_parameters(fit, tmp_path):
     assert type(again) is type(fit)
     pd.testing.assert_frame_equal(again.functions, fit.functions)
     pd.testing.assert_frame_equal(again.bands(rng=1), fit.bands(rng=1))
+    pd.testing.assert_frame_equal(again.test_varying(), fit.test_varying())
     assert again.bic == fit.bic
 
 
@@ -207,10 +215,30 @@ def test_other_covariances(fit):
     assert np.isfinite(drawn.bands(rng=0)["std_error"]).all()
 
 
+def test_unknown_smoothing_parameters_widen_bands_and_leave_tests(fit, frame):
+    """The same is added to every covariance; tests are given the smoothing parameters."""
+    whole, known = ([fit.with_cov(k, **o).cov.matrix for k in ("nonrobust", "robust")] for o in ({}, UNMOVED))
+    added = [a - b for a, b in zip(whole, known, strict=True)]
+    np.testing.assert_allclose(added[1], added[0], atol=1e-9 * np.abs(added[0]).max())
+    assert np.linalg.eigvalsh(added[0]).min() > -1e-9 * np.abs(added[0]).max()
+    given = fit.with_cov("robust", **UNMOVED)
+    assert (given.bands(rng=0)["std_error"] <= fit.bands(rng=0)["std_error"] * (1 + 1e-9)).all()
+    pd.testing.assert_frame_equal(given.test_varying(), fit.test_varying())
+    assert "errors are given the smoothing parameters" in " ".join(str(given.summary()).split())
+    assert "hold the uncertainty of the smoothing parameters" in " ".join(str(fit.summary()).split())
+    with pytest.raises(ArgumentError, match="'bootstrap' has no option 'unconditional'"):
+        fit.with_cov("bootstrap", **UNMOVED)
+    with pytest.raises(ArgumentError, match="unconditional= is for formulas with functions"):
+        mm.fit("y ~ t | re: (1 | id)", frame, 1, **UNMOVED)
+
+
 def test_figures(fit):
     pytest.importorskip("matplotlib").use("Agg")
     for kind in ("functions", "derivatives", "trajectories"):
         assert fit.plot(kind).axes
+    labels = {curve.panel: curve.ylabel for curve in fit.curves()}
+    assert labels == {"s(t)": "value, centred over the rows", "s(t, by=x)": "value"}
+    assert {curve.ylabel for curve in fit.curves("derivatives")} == {"value"}
     with pytest.raises(ArgumentError, match="derivative=1 is for of='coefficients'"):
         fit.bands("mean", derivative=1)
     with pytest.raises(ArgumentError, match=r"at=.* is for of='experts'"):
@@ -316,3 +344,15 @@ def test_columns_of_the_coarse_design_have_their_terms(fit):
 
 def test_simulate(fit):
     assert fit.simulate(rng=0, n=2).shape == (720, 2)
+
+
+def test_report_tells_that_starts_were_searched_without_penalties(fit, tmp_path):
+    """Distances are among the starts: the fit's log-likelihood is that of another model."""
+    table = end_points_table(fit.em.starts.logliks, coarse=True)
+    assert "no penalties" in table.notes[-1]
+    assert table.cells[0][1] == 0.0
+    ends = fit.em.starts.logliks.max() - np.array([0.0, 3.0])
+    starts = replace(fit.em.starts, ends=ends, n_replicated=1)
+    assert elsewhere(replace(fit.em, starts=starts)).startswith("Of the other starts, 1 ended 3 to 3 below the best")
+    fit.report(tmp_path / "fit.html")
+    assert "search for starts, which has few columns" in " ".join((tmp_path / "fit.html").read_text().split())
