@@ -248,6 +248,7 @@ def test_frames_of_broom(case):
     np.testing.assert_array_equal(augment[".probability"], own["probability"])
 
 
+@pytest.mark.filterwarnings("ignore:What is said about")  # pairs of subjects as clusters may weigh much
 @pytest.mark.parametrize("kind", COV_TYPES)
 def test_every_covariance(kind, case):
     design = case.fit.model.design
