@@ -23,16 +23,10 @@ from mixmoe.inference.uncertainty import (
     within_clusters,
     without_parameters,
 )
+from mixmoe.mixed.curvature import first_inverse_of_functions
 from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags, separation_flags
-from mixmoe.mixed.information import (
-    covariance,
-    few_units,
-    find_boundary,
-    first_inverse_of_functions,
-    identified,
-    inverse_at,
-    resampled_covariance,
-)
+from mixmoe.mixed.error_structure import ErrorSetup
+from mixmoe.mixed.information import covariance, few_units, find_boundary, identified, inverse_at, resampled_covariance
 from mixmoe.mixed.likelihood.observed import (
     Problem,
     block_scores,
@@ -43,7 +37,7 @@ from mixmoe.mixed.likelihood.observed import (
     subject_logliks,
     subject_scores,
 )
-from mixmoe.mixed.options import ErrorSetup, ResponseModel, build_structure, check_method, cluster_codes
+from mixmoe.mixed.options import ResponseModel, build_structure, check_method, cluster_codes
 from mixmoe.mixed.parameters import (
     Coordinates,
     Params,

@@ -18,15 +18,12 @@ from mixmoe.inference.uncertainty import ParamCov, checked_cov_type
 from mixmoe.loading import restored
 from mixmoe.mixed.degeneracy import CATEGORIES, uncertainty_flags, with_label_flag
 from mixmoe.mixed.end_points import with_integral_flag
+from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
 from mixmoe.mixed.estimation import Estimation
-from mixmoe.mixed.likelihood.correlated import ErrorKind
 from mixmoe.mixed.likelihood.observed import Problem, evaluate, restriction, subject_logliks
+from mixmoe.mixed.likelihood.serial import ErrorKind
 from mixmoe.mixed.options import (
-    ErrorsBy,
-    ErrorsDist,
-    ErrorSetup,
     Method,
-    build_errors,
     build_response_model,
     build_structure,
     check_columns,
@@ -34,7 +31,6 @@ from mixmoe.mixed.options import (
     check_method,
     check_no_errors,
     check_response,
-    checked_errors,
     checked_formula,
     coordinates_of,
     experts_of,

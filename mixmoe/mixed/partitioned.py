@@ -25,13 +25,7 @@ from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.model import MEMoE
-from mixmoe.mixed.options import (
-    check_numbers,
-    coordinates_of,
-    exact_within,
-    one_row_each,
-    without_noise,
-)
+from mixmoe.mixed.options import check_numbers, coordinates_of, exact_within, one_row_each, without_noise
 from mixmoe.mixed.parameters import Coordinates, Structure
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixture.estimate import EMFit

@@ -33,6 +33,14 @@ from mixmoe.mixed.prediction.courses import (
     trajectory_curves,
     trajectory_data,
 )
+from mixmoe.mixed.prediction.dynamic import (
+    errors_ahead,
+    given_covariates,
+    given_history,
+    normalized_residuals,
+    past_of,
+    subject_law,
+)
 from mixmoe.mixed.prediction.linear_predictor import MOST_EXACT, MixtureLaw, Seen, remember
 from mixmoe.mixed.prediction.response_scale import (
     MEANS,
@@ -58,17 +66,12 @@ from mixmoe.mixed.prediction.trajectories import (
     check_subjects,
     disturbances,
     effects_of,
-    errors_ahead,
     expert_intervals,
     expert_means,
     gate_intervals,
     gate_probabilities,
-    given_covariates,
-    given_history,
     mixture_intervals,
     named_by_row,
-    normalized_residuals,
-    past_of,
     past_of_subjects,
     places,
     population_intervals,
@@ -76,7 +79,6 @@ from mixmoe.mixed.prediction.trajectories import (
     prior_history,
     proportion_intervals,
     random_effects_frame,
-    subject_law,
     subject_mixture,
     weighted_mean_errors,
 )

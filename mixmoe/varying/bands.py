@@ -29,17 +29,8 @@ from mixmoe.varying.dispersion_limits import ThetaProfile, theta_profile
 from mixmoe.varying.em_steps import PEAK, own_natural
 from mixmoe.varying.joint_em import centred, turned_covariance
 from mixmoe.varying.leave_one_out import Node, left_out_of_experts, response_nodes
-from mixmoe.varying.local_likelihood import (
-    BoundedFit,
-    Local,
-    LocalFit,
-    build_local,
-    local_start,
-    maximise_bounded,
-    maximise_local,
-    positive_definite,
-    state_of,
-)
+from mixmoe.varying.local_likelihood import Local, build_local, local_start, positive_definite, state_of
+from mixmoe.varying.local_maximum import BoundedFit, LocalFit, maximise_bounded, maximise_local
 from mixmoe.varying.problem import Problem, Slots, Windows, effective_rows, epanechnikov, wrapped
 from mixmoe.varying.sandwich import (
     Influence,

@@ -38,7 +38,8 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.numerics.optimise import progress_bar
 from mixmoe.varying.em_steps import own_natural, posterior
-from mixmoe.varying.local_likelihood import Local, LocalFit, at_points, natural_predictors, profiled, state_of
+from mixmoe.varying.local_likelihood import Local, natural_predictors, state_of
+from mixmoe.varying.local_maximum import LocalFit, at_points, profiled
 from mixmoe.varying.problem import blocks, hankel, local_moments, outer_rows
 
 FIRST_STEP = 0.3  # of log theta

@@ -34,18 +34,18 @@ from mixmoe.varying.joint_em import (
     Run,
     centred,
     draw_responses,
-    label_flag,
-    permute_experts,
     run_around_means,
     shape_of,
     turned_covariance,
     with_cluster_draw,
 )
-from mixmoe.varying.local_likelihood import build_local, local_start, maximise_bounded
+from mixmoe.varying.local_likelihood import build_local, local_start
+from mixmoe.varying.local_maximum import maximise_bounded
 from mixmoe.varying.problem import Problem, Rows, Slots, Windows, wrapped
 from mixmoe.varying.sandwich import added_covariance, influence, level_covariance, small_sample_power
 from mixmoe.varying.setup import Sorted, constant_slots
 from mixmoe.varying.smoothing import From, maximise, with_experts, with_response
+from mixmoe.varying.starts import label_flag, permute_experts
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the index, where functions are tabulated
 

@@ -56,12 +56,12 @@ from mixmoe.varying.local_likelihood import (
     natural_design,
     natural_predictors,
     natural_score,
-    on_limit,
     state_of,
     unit_diagonal,
     whole_block,
     without_information,
 )
+from mixmoe.varying.local_maximum import on_limit
 from mixmoe.varying.problem import Block, Problem, linear_matrix
 
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once

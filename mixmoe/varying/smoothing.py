@@ -49,29 +49,18 @@ from scipy.optimize import minimize_scalar
 from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.responses.exponential import StudentT
 from mixmoe.varying.em_steps import limit_dispersion, own_natural, posterior
-from mixmoe.varying.joint_em import (
-    Control,
-    Run,
-    best_run,
-    centred,
-    fit_carried,
-    fit_functions,
-    permute_experts,
-    reported_order,
-)
+from mixmoe.varying.joint_em import Control, Run, best_run, centred, fit_carried, fit_functions
 from mixmoe.varying.leave_one_out import effective_df
 from mixmoe.varying.local_likelihood import (
-    LocalMaxima,
-    LocalPart,
     local_information,
-    local_maxima,
     local_pieces,
     natural_design,
-    on_limit,
     positive_definite,
     unit_diagonal,
 )
+from mixmoe.varying.local_maximum import LocalMaxima, LocalPart, local_maxima, on_limit
 from mixmoe.varying.problem import LINE, Problem, Slots, Windows, build_problem, epanechnikov, linear_matrix, wrapped
+from mixmoe.varying.starts import permute_experts, reported_order
 
 SHARES = (1.0, 0.5, 0.25)  # of the way from the local maxima to the smoothed functions
 

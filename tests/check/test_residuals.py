@@ -9,7 +9,8 @@ from scipy.stats import binom, kstest, multivariate_normal, norm, poisson
 import mixmoe as mm
 from mixmoe.check.residuals import continuous, local_level, ordered_residuals, placed, quantile_residuals
 from mixmoe.errors import ArgumentError
-from mixmoe.mixed.prediction.trajectories import disturbances, given_covariates, given_history
+from mixmoe.mixed.prediction.dynamic import given_covariates, given_history
+from mixmoe.mixed.prediction.trajectories import disturbances
 from tests.check.helpers import pbc, simulated
 
 

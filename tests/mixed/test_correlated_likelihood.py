@@ -10,14 +10,13 @@ from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.correlated import (
     ErrorModel,
     SerialRows,
-    Visits,
-    factorise,
     row_covariances,
     row_errors,
     row_means,
     row_posterior,
     row_scores,
 )
+from mixmoe.mixed.likelihood.serial import Visits, factorise
 
 CLOSE = 1e-10  # relative
 STEP = 1e-30

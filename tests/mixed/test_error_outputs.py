@@ -10,7 +10,8 @@ from scipy.stats import kstest, multivariate_normal, multivariate_t, norm, t
 import mixmoe as mm
 from mixmoe.errors import BoundaryWarning, DesignError
 from mixmoe.inference.wald import InvalidTest
-from mixmoe.mixed.prediction.trajectories import disturbances, given_covariates, given_history
+from mixmoe.mixed.prediction.dynamic import given_covariates, given_history
+from mixmoe.mixed.prediction.trajectories import disturbances
 from tests import dense
 from tests.mixed.test_errors import ERRORS, serial_data
 

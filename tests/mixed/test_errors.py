@@ -11,8 +11,8 @@ from statsmodels.tsa.statespace.structural import UnobservedComponents
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
+from mixmoe.mixed.error_structure import ErrorOptions
 from mixmoe.mixed.likelihood.observed import observed_information, subject_scores
-from mixmoe.mixed.options import ErrorOptions
 from mixmoe.mixed.parameters import permute_reported
 from tests import dense
 

@@ -14,10 +14,12 @@ import sys
 import numpy as np
 
 from mixmoe.varying.em_steps import own_natural, posterior
-from mixmoe.varying.joint_em import Control, fit_functions, permute_experts
-from mixmoe.varying.local_likelihood import build_local, local_maxima, local_start, maximise_local
+from mixmoe.varying.joint_em import Control, fit_functions
+from mixmoe.varying.local_likelihood import build_local, local_start
+from mixmoe.varying.local_maximum import local_maxima, maximise_local
 from mixmoe.varying.presets import SCENARIOS, vcmoe
 from mixmoe.varying.smoothing import smoothed_functions
+from mixmoe.varying.starts import permute_experts
 from tests.simulation.varying_peer import peer_functions
 from tests.varying.helpers import make_problem
 

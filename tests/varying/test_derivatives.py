@@ -15,7 +15,7 @@ import mixmoe as mm
 from mixmoe.errors import ArgumentError
 from mixmoe.varying.bands import equivalent_kernel, fit_levels, level_influence, level_process
 from mixmoe.varying.joint_em import Control, fit_functions
-from mixmoe.varying.local_likelihood import local_maxima
+from mixmoe.varying.local_maximum import local_maxima
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.sandwich import unit_influence

@@ -12,7 +12,8 @@ from mixmoe.errors import MixmoeWarning
 from mixmoe.varying.bands import LEAST_DF, level_process
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.joint_em import Control, fit_functions
-from mixmoe.varying.local_likelihood import build_local, local_start, maximise_bounded
+from mixmoe.varying.local_likelihood import build_local, local_start
+from mixmoe.varying.local_maximum import maximise_bounded
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.problem import epanechnikov

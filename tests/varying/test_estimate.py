@@ -5,7 +5,7 @@ import pytest
 import statsmodels.api as sm
 
 from mixmoe.varying.em_steps import own_natural, posterior
-from mixmoe.varying.joint_em import Control, fit_functions, permute_experts, run_em
+from mixmoe.varying.joint_em import Control, fit_functions, run_em
 from mixmoe.varying.local_likelihood import (
     build_local,
     local_gradient,
@@ -13,12 +13,13 @@ from mixmoe.varying.local_likelihood import (
     local_loglik,
     local_pieces,
     local_start,
-    maximise_local,
     natural_terms,
     state_of,
 )
+from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.problem import epanechnikov
+from mixmoe.varying.starts import permute_experts
 from tests.varying.helpers import make_problem, switched_points
 
 EXACT = 1e-9  # least squares by normal equations against least squares by QR

@@ -19,7 +19,8 @@ from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.glr import joint_fit, null_law
 from mixmoe.varying.joint_em import Control, centred, fit_functions
 from mixmoe.varying.leave_one_out import effective_df, fitness, left_out_of_experts, response_nodes
-from mixmoe.varying.local_likelihood import build_local, local_maxima, local_start, maximise_local
+from mixmoe.varying.local_likelihood import build_local, local_start
+from mixmoe.varying.local_maximum import local_maxima, maximise_local
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.problem import build_problem, epanechnikov, hermite_matrix

@@ -9,10 +9,12 @@ import pytest
 
 from mixmoe.responses.distribution import Outcome
 from mixmoe.responses.exponential import family_named
-from mixmoe.varying.joint_em import Control, fit_functions, permute_experts
-from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
+from mixmoe.varying.joint_em import Control, fit_functions
+from mixmoe.varying.local_likelihood import build_local, local_start
+from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.problem import Rows, Slots, build_problem
 from mixmoe.varying.smoothing import From, maximise
+from mixmoe.varying.starts import permute_experts
 from tests.simulation.varying_peer import TIGHT, TOLERANCE, peer_functions
 
 FOLDER = Path(__file__).parents[3] / "shared" / "peers" / "vcmoe"

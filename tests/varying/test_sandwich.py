@@ -9,7 +9,8 @@ from mixmoe.varying.bands import fit_levels, level_influence, level_process
 from mixmoe.varying.em_steps import Natural, own_natural
 from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.leave_one_out import response_nodes
-from mixmoe.varying.local_likelihood import build_local, local_maxima
+from mixmoe.varying.local_likelihood import build_local
+from mixmoe.varying.local_maximum import local_maxima
 from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.problem import epanechnikov
 from mixmoe.varying.sandwich import corrected, influence, level_covariance, unit_influence

@@ -7,8 +7,8 @@ import pytest
 
 from mixmoe.errors import MixmoeWarning
 from mixmoe.varying import smoothing
-from mixmoe.varying.joint_em import Control, fit_functions, permute_experts
-from mixmoe.varying.local_likelihood import local_maxima, on_limit
+from mixmoe.varying.joint_em import Control, fit_functions
+from mixmoe.varying.local_maximum import local_maxima, on_limit
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.smoothing import (
@@ -20,6 +20,7 @@ from mixmoe.varying.smoothing import (
     summed_influence,
     towards_line,
 )
+from mixmoe.varying.starts import permute_experts
 from tests.varying.helpers import make_problem
 
 H = 0.2

@@ -16,8 +16,8 @@ from mixmoe.varying.local_likelihood import (
     local_gradient,
     local_pieces,
     masked_information,
-    maximise_local,
 )
+from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.results import VCMoEResults

@@ -9,7 +9,7 @@ import numpy as np
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated
-from mixmoe.mixed.information import information
+from mixmoe.mixed.curvature import information
 from mixmoe.mixed.likelihood.observed import evaluate
 from mixmoe.mixed.parameters import Params, user_to_reported, user_to_working, working_to_free
 from mixmoe.mixed.search import Search, gate_shares, permute

@@ -19,7 +19,7 @@ from scipy.stats import chi2
 
 from mixmoe._typing import Array, IntArray
 from mixmoe.errors import ArgumentError
-from mixmoe.mixed.information import information
+from mixmoe.mixed.curvature import information
 from mixmoe.mixed.smooth.fitting import SIGMA_FLOOR
 from mixmoe.mixed.smooth.functions import Function, geometry_of
 from mixmoe.mixed.smooth.marginal import Smoothed, estimate, marginal_loglik, typical_smoothing

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixmoe._typing import Array, BoolArray
-from mixmoe.mixed.information import determinant_slope, information
+from mixmoe.mixed.curvature import determinant_slope, information
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.search import Guarded
 from mixmoe.mixed.smooth.functions import Geometry

@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
 import mixmoe as mm
-from mixmoe.mixed.information import determinant_slope, information, known_scores
+from mixmoe.mixed.curvature import determinant_slope, information, known_scores
 from mixmoe.mixed.likelihood.observed import evaluate, observed_information, subject_logliks
 from mixmoe.mixed.search import Guarded
 from mixmoe.mixed.smooth.functions import geometry_of
