@@ -11,8 +11,8 @@ from mixmoe.families import ModelClass, families, family_of, model_options, of_p
 from mixmoe.partitions.scan import as_partitions, is_partitioned
 
 if TYPE_CHECKING:
-    from mixmoe.mixed.likelihood.correlated import ErrorKind
-    from mixmoe.mixed.options import ErrorsBy, ErrorsDist
+    from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist
+    from mixmoe.mixed.likelihood.serial import ErrorKind
     from mixmoe.mixed.parameters import CovRE, Residual
     from mixmoe.mixed.results import MEMoEResults
     from mixmoe.neural.estimators.trained import Estimator
