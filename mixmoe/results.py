@@ -52,7 +52,6 @@ class Results(Diagnosis, Reporting, LabelledResults):
 
     Attributes
     ----------
-    model : Model
     em : EMFit
         Estimates, trace, starts, as the optimiser returned them.
     llf, aic, bic, sabic : float
@@ -66,14 +65,12 @@ class Results(Diagnosis, Reporting, LabelledResults):
         What a reader must know about the fit.
     params, bse, tvalues, pvalues : Series
         By parameter name.
-    cov_type : str
     shown_names : Names
         What tables and figures call experts and terms, as `named` and `labelled` gave it.
 
     Notes
     -----
-    A subclass may override `tables`, `curves` and `_observed`; all output derives from them. What tells experts apart
-    is in `mixmoe.mixture_results`.
+    A subclass may override `tables`, `curves` and `_observed`, from which all output derives.
     """
 
     _ratios: tuple[Block, ...] = ("gate",)  # blocks whose coefficients are logarithms of ratios

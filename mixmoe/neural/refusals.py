@@ -18,6 +18,10 @@ from mixmoe.responses.distribution import check_varies, constant_within
 MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
 MAX_LABELS = 12  # different whole numbers as text that are taken for names of categories
 LARGEST = 1e100  # number in the data, and one over the least difference: their squares and fourth powers are finite
+_NO_GATE = (
+    "NME has a section 'gate:' for sequences of states only, where it names what transitions go with; leave it out, or "
+    "use MEMoE, which has"
+)
 COVS = ("diagonal", "tensor", "full")
 
 
@@ -34,6 +38,8 @@ def checked_formula(formula: Any) -> MoEFormula:
         raise FormulaError("NME has no section 'vary:'; leave it out, or use VCMoE, which has", parsed.text)
     if parsed.sigma:
         raise FormulaError("NME has no section 'sigma:'; leave it out, or use MEMoE, which has", parsed.text)
+    if parsed.seq is None and _has_gate(parsed):
+        raise FormulaError(_NO_GATE, parsed.text)
     for part in (*parsed.expert, *parsed.gate):
         if part.kind != "free":
             raise FormulaError(f"NME has no {part.kind}(...); write the terms without it", parsed.text)
@@ -121,17 +127,18 @@ def check_gate(design: Design, family: Family) -> None:
     ------
     FormulaError
     """
-    gate, text = design.formula.gate, design.formula.text
-    if len(gate) == 1 and gate[0].text == "1":
+    if not _has_gate(design.formula):
         return
     if family != "crf":
-        raise FormulaError(
-            "NME has a section 'gate:' for sequences of states only, where it names what transitions go with; leave it "
-            "out, or use MEMoE, which has",
-            text,
-        )
+        raise FormulaError(_NO_GATE, design.formula.text)
     if "Intercept" not in design.names.gate:
-        raise FormulaError("transitions have scores of their own, so that gate: keeps its intercept; take out 0", text)
+        raise FormulaError(
+            "transitions have scores of their own, so that gate: keeps its intercept; take out 0", design.formula.text
+        )
+
+
+def _has_gate(formula: MoEFormula) -> bool:
+    return not (len(formula.gate) == 1 and formula.gate[0].text == "1")
 
 
 def check_persons(design: Design, personal: Personal) -> None:

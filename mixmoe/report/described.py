@@ -327,14 +327,8 @@ def distinct_ends(logliks: Array) -> Array:
     return ordered[np.append(True, np.diff(ordered) < -SAME)[: len(ordered)]]
 
 
-_OF_STARTS = (
-    "Log-likelihoods of the search for starts, which has few columns for each function and no penalties; the fit goes "
-    "on from the best of them, and its log-likelihood is another one."
-)
-
-
-def end_points_table(logliks: Array, coarse: bool) -> Table:
-    """The best end points of the search and their distances from the best, `coarse` without penalties of functions."""
+def end_points_table(logliks: Array) -> Table:
+    """The best end points of the search and their distances from the best."""
     shown = [float(v) for v in logliks[:_MAX_ENDS]]
     return Table(
         key="ends",
@@ -343,8 +337,5 @@ def end_points_table(logliks: Array, coarse: bool) -> Table:
         index=tuple(f"{i + 1}" for i in range(len(shown))),
         cells=tuple((v, shown[0] - v) for v in shown),
         formats=(".3f", ".3f"),
-        notes=(
-            *((f"{len(logliks) - len(shown)} worse ones are not shown.",) if len(logliks) > len(shown) else ()),
-            *((_OF_STARTS,) if coarse else ()),
-        ),
+        notes=((f"{len(logliks) - len(shown)} worse ones are not shown.",) if len(logliks) > len(shown) else ()),
     )

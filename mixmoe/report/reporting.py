@@ -303,7 +303,7 @@ def _starts(e: Evidence) -> tuple[Part, ...]:
     return (
         Facts(facts),
         *([Prose(others)] if others else []),
-        end_points_table(distinct_ends(em.starts.logliks), em.smoothing.size > 0),
+        end_points_table(distinct_ends(em.starts.logliks)),
     )
 
 

@@ -10,7 +10,7 @@ from scipy.stats import chi2, norm
 import mixmoe as mm
 from mixmoe.check.profile import SPACES, profile_around
 from mixmoe.check.residuals import bin_rows, binned_means, effects_panels, residual_panel, starts_panels
-from mixmoe.errors import ArgumentError, BoundaryWarning
+from mixmoe.errors import ArgumentError, BoundaryWarning, DegeneracyWarning
 from mixmoe.families import Effects, Likelihood
 from mixmoe.mixture.estimate import EMFit, Starts
 from mixmoe.numerics.optimise import Evaluation
@@ -64,7 +64,10 @@ def small_slopes():
             mean = 3 - 0.4 * t if second else 1 + 0.5 * t
             rows.append((i, t, x, z, mean + 0.3 * x + b[0] + b[1] * t + rng.normal() * 0.4))
     data = pd.DataFrame(rows, columns=["id", "t", "x", "z", "y"])
-    with pytest.warns(BoundaryWarning, match=r"do not determine the random-effects correlation corr\(Intercept,t\)"):
+    with (
+        pytest.warns(BoundaryWarning, match=r"do not determine the random-effects correlation corr\(Intercept,t\)"),
+        pytest.warns(DegeneracyWarning, match=r"What is said about sd2\(t\|id\)"),
+    ):
         return mm.fit("y ~ t + x | gate: z | re: (1 + t | id)", data, starts=8, rng=0)
 
 
@@ -99,7 +102,7 @@ def test_steps_follow_the_likelihood_and_not_the_standard_error(std_error):
 
 
 def test_a_correlation_that_is_not_determined_is_flagged(small_slopes):
-    assert [flag.code for flag in small_slopes.flags] == ["vague_correlation"]
+    assert [flag.code for flag in small_slopes.flags] == ["vague_correlation", "weak_identification"]
     assert "uncorrelated random effects, (... || ...)" in " ".join(str(small_slopes.summary()).split())
     assert small_slopes.relabel([2, 1]).flags == small_slopes.flags
 

@@ -135,6 +135,7 @@ def test_histories_meet_their_own_subjects(fit):
     assert got["probability1"].round().tolist() in ([0.0, 1.0], [1.0, 0.0])
 
 
+@pytest.mark.filterwarnings("ignore:What is said about")  # few clusters
 def test_clusters_of_subjects_are_not_merged(fit):
     fitted, data, plain = fit
     place = [min(i, 5 + i // 2) for i in range(30)]  # not all in pairs of both groups, which say nothing about shares

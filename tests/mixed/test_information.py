@@ -480,7 +480,7 @@ def test_infinite_gate_coefficients_have_no_standard_errors():
     subject = np.repeat(np.arange(80), 4)
     group = (subject % 2).astype(float)
     frame = pd.DataFrame({"id": subject, "g": group, "y": 20 * group + rng.normal(size=320) * (1 + group)})
-    with pytest.warns(BoundaryWarning, match="gate covariate g leaves no subjects to expert 1 where g = 1"):
+    with pytest.warns(BoundaryWarning, match="gate covariate g leaves no subjects to expert 1 where g ="):
         fit = mm.fit("y ~ 1 | gate: g | re: (0 | id)", frame, rng=0)
     gates = ["gate2.Intercept", "gate2.g"]
     assert fit.bse[gates].isna().all()

@@ -388,6 +388,7 @@ def test_a_separating_gate_is_flagged():
     assert "separated_gate" in [flag.code for flag in fit.flags]
 
 
+@pytest.mark.filterwarnings("ignore:What is said about")
 def test_a_tiny_expert_is_flagged():
     rng = np.random.default_rng(10)
     subject = np.repeat(np.arange(80), 4)

@@ -49,30 +49,24 @@ ARTEFACT = {
 }
 
 
-def test_a_maximum_that_only_laplace_has_is_flagged(zeros):
-    """An expert of the zeros with random effects of sd 10, of which Laplace's method does not see the positive ones."""
-    fit = quiet("c ~ t | re: (1 | id)", zeros, experts=2, family="poisson", start=ARTEFACT, rng=0)
-    assert fit.params[["sd1(Intercept|id)", "sd2(Intercept|id)"]].max() > 5
+@pytest.mark.parametrize("options", [{"start": ARTEFACT}, {"starts": 6}])
+def test_a_maximum_that_only_laplace_has_is_not_taken(zeros, options):
+    """An expert of the zeros with random effects of sd 10, of which Laplace's method does not see the positive ones.
+
+    Neither an ascent that begins there nor the search ends there: the random effects of that expert are left out.
+    """
+    fit = quiet("c ~ t | re: (1 | id)", zeros, experts=2, family="poisson", rng=0, **options)
+    assert fit.params[["sd1(Intercept|id)", "sd2(Intercept|id)"]].max() < 1
     right = sum(dense_poisson(fit.params, zeros))
-    assert fit.llf > right + 5
-    (flag,) = [flag for flag in fit.flags if flag.code == "laplace_bias"]
-    assert "above that: only the approximation peaks here. Fit with n_quad=9" in flag.message
+    assert fit.llf == pytest.approx(right, abs=0.5)
+    assert right > sum(dense_poisson(pd.Series(ARTEFACT), zeros)) + 5
+    assert not [flag for flag in fit.flags if flag.code == "laplace_bias"]
+
+
+def test_a_fine_integral_is_that_of_brute_force(zeros):
     fine = quiet("c ~ t | re: (1 | id)", zeros, experts=2, family="poisson", starts=6, rng=0, n_quad=FINE)
     assert fine.llf == pytest.approx(sum(dense_poisson(fine.params, zeros)), abs=1e-3)
-    assert fine.llf > right + 5
     assert not [flag for flag in fine.flags if "bias" in flag.code]
-
-
-def test_a_maximum_that_only_laplace_has_is_not_taken(zeros):
-    """The search finds it, but takes the highest one of those that the likelihood itself has."""
-    artefact = quiet("c ~ t | re: (1 | id)", zeros, experts=2, family="poisson", start=ARTEFACT, rng=0)
-    fit = quiet("c ~ t | re: (1 | id)", zeros, experts=2, family="poisson", starts=6, rng=0)
-    assert fit.llf < artefact.llf - 1
-    right = sum(dense_poisson(fit.params, zeros))
-    assert right > sum(dense_poisson(artefact.params, zeros)) + 5
-    assert fit.llf == pytest.approx(right, abs=0.2)
-    assert np.isnan(fit.bse["sd2(Intercept|id)"])
-    assert not [flag for flag in fit.flags if "bias" in flag.code]
 
 
 def dense_poisson(params, data):

@@ -129,7 +129,8 @@ def test_a_smaller_fit_is_a_start_of_the_same_log_likelihood():
         one = fit_one_expert(model.problem, _ROUGH)
         smaller = small.model.working(small.em.params)
         starts = carried_starts(model.problem, one, smaller, 2, np.random.default_rng(0))
-        assert starts.shape == (1 + 4 * 2, model.problem.free.size)
+        # the fit itself, four splits of two experts, two corners of two gate covariates
+        assert starts.shape == (1 + 4 * 2 + 2 * 2, model.problem.free.size)
         nested, below = evaluate(model.problem, starts[:1]), evaluate(fewer_experts(model.problem), smaller[None])
         assert nested.loglik[0] == pytest.approx(below.loglik[0], abs=1e-8)
         assert np.abs(nested.score).max() < 1e-3 * model.problem.n_subjects

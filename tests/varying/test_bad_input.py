@@ -261,7 +261,7 @@ def test_wrong_arguments_of_results(frame):
         fit.plot("bandwidth")
     with pytest.raises(ArgumentError, match="u must lie within the range"):
         fit.functions([2.0])
-    with pytest.raises(ArgumentError, match=r"within the range .* with at least one value, got \[\]"):
+    with pytest.raises(ArgumentError, match=r"within the range .* with at least one value, got none"):
         fit.functions([])
     for order in (None, 2, "12", ["a", 1], [1, 1], [1.5, 2]):
         with pytest.raises(ArgumentError, match=r"order must be a permutation of 1\.\.2, got"):

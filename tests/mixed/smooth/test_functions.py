@@ -16,7 +16,7 @@ from mixmoe.mixed.smooth.fitting import _as_search
 from mixmoe.mixed.smooth.functions import geometry_of
 from mixmoe.mixed.smooth.hypotheses import wood_test
 from mixmoe.mixed.smooth.marginal import Smoothed
-from mixmoe.report.described import elsewhere, end_points_table
+from mixmoe.report.described import elsewhere
 from tests.mixed.smooth.data import TRUTH, two_experts
 
 pytestmark = pytest.mark.filterwarnings("ignore:There are only", "ignore:Nothing but")
@@ -167,8 +167,8 @@ def test_summary_has_a_table_of_functions(fit):
     values = next(t for t in fit.tables() if t.key == "function_values")
     assert values.index[:3] == ("expert1.s(t)", "  lower", "  upper")
     lines = [line.split() for line in str(mm.table([fit])).splitlines()]
-    at = lines.index(["expert1.s(t)", f"{fit.functions.loc['expert1.s(t)', 'edf']:.2f}"])
-    assert lines[at + 1] == ["(<0.001)"]
+    at = lines.index(["expert1.s(t)", "edf", f"{fit.functions.loc['expert1.s(t)', 'edf']:.2f}"])
+    assert lines[at + 1] == ["(p", "<0.001)"]
     assert not any("s(t).line" in word for line in lines for word in line)
     assert "s(t).line" not in str(fit.summary())
     assert "expert1.s(t).line" in fit.to_frame().index
@@ -374,11 +374,10 @@ def test_simulate(fit):
 
 def test_report_tells_that_starts_were_searched_without_penalties(fit, tmp_path):
     """Distances are among the starts: the fit's log-likelihood is that of another model."""
-    table = end_points_table(fit.em.starts.logliks, coarse=True)
-    assert "no penalties" in table.notes[-1]
-    assert table.cells[0][1] == 0.0
     ends = fit.em.starts.logliks.max() - np.array([0.0, 3.0])
     starts = replace(fit.em.starts, ends=ends, n_replicated=1)
     assert elsewhere(replace(fit.em, starts=starts)).startswith("Of the other starts, 1 ended 3 to 3 below the best")
     fit.report(tmp_path / "fit.html")
-    assert "search for starts, which has few columns" in " ".join((tmp_path / "fit.html").read_text().split())
+    assert "Starts were searched with few columns for each function and without penalties" in " ".join(
+        (tmp_path / "fit.html").read_text().split()
+    )
