@@ -60,7 +60,7 @@ def test_examples_run(command, folder, monkeypatch, capsys):
         pytest.importorskip("torch")
     words, arrives = shlex.split(command), "--hidden" not in command
     if not arrives:
-        words += ["--option", "epochs=30"]  # too few, which the exit code says
+        words += ["--option", "epochs=3"]  # too few, which the exit code says
     if words[0] == "mixmoe" and ">" not in words:
         monkeypatch.chdir(folder)
         monkeypatch.setenv("MPLBACKEND", "Agg")
