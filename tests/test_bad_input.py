@@ -208,7 +208,7 @@ REFUSED = {
         good,
         {},
         FormulaError,
-        r"NME has no section 'gate:'; leave it out, or use MEMoE, which has",
+        r"NME has a section 'gate:' for sequences of states only",
     ),
     "marker of another family": (
         "y ~ time | gate: const(z) | re: (1 | id)",

@@ -398,7 +398,7 @@ def test_a_tiny_expert_is_flagged():
         pytest.warns(DegeneracyWarning, match=r"expert2\.Intercept, expert2\.x, sigma2 have no standard errors"),
     ):
         fit = mm.fit("y ~ x | re: (0 | id)", frame, rng=0)
-    assert [flag.code for flag in fit.flags] == ["small_expert", "few_subjects"]
+    assert [flag.code for flag in fit.flags] == ["small_expert", "few_subjects", "weak_identification"]
 
 
 def test_an_exact_fit_of_two_subjects_is_not_preferred():
