@@ -26,7 +26,7 @@ from mixmoe.mixture.estimate import Flag
 _LINKED = 1e-9  # squared cosine of two rows, in orthonormal columns, from which on they are not orthogonal
 _RANK = 1e-10  # eigenvalue over the largest that counts
 _UNDECIDED = 1.92  # drop of the log-likelihood to which 95 % limits reach: a smaller one decides nothing
-_EXACT = 1e-6  # drop of the log-likelihood that is rounding
+EXACT = 1e-6  # drop of the log-likelihood that is rounding
 _LISTED = 4  # levels that a text names
 _NAMED = 6  # coefficients that a text names
 _FEW = 10  # values of a number up to which a text names them one by one
@@ -132,7 +132,14 @@ def cheapest_exchange(cells: IntArray, here: Array, exchanged: dict[tuple[int, i
         # Cells share no parameter, so that an exchange in one costs what its own units lose.
         drops = np.bincount(cells, weights=here - there)
         found += [Exchange(cell, pair, float(drops[cell])) for cell in reversed(range(len(drops)))]
-    return min(found, key=lambda one: max(one.drop, _EXACT))  # of equal ones the last cell, seldom the reference
+    return min(found, key=lambda one: max(one.drop, EXACT))  # of equal ones the last cell, seldom the reference
+
+
+def exchanged_labels(n_experts: int, pair: tuple[int, int]) -> IntArray:
+    """Experts, from 0, two of them in the place of one another, shape (K,)."""
+    out = np.arange(n_experts)
+    out[list(pair)] = pair[::-1]
+    return out
 
 
 def pairs_of(n_experts: int) -> list[tuple[int, int]]:
@@ -163,7 +170,7 @@ def ambiguity_flag(design: Design, cells: IntArray, n_experts: int, found: Excha
     where = described(design, cells == found.cell, columns)
     n_cells = int(cells.max()) + 1
     marked = f"{' and '.join(remedy.format(name) for name in columns)}, or " if remedy else ""
-    if abs(found.drop) <= _EXACT:
+    if abs(found.drop) <= EXACT:
         answers = factorial(n_experts) ** (n_cells - 1)
         number = f"{answers}" if answers < 1000 else f"{factorial(n_experts)}^{n_cells - 1}"
         what = f"not determined: exchanging experts {first} and {second} {where} gives other coefficients and the same "

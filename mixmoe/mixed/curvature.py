@@ -37,11 +37,9 @@ from mixmoe.mixture.gate import (
     gate_scores,
     posterior_probabilities,
 )
-from mixmoe.numerics.linalg import derivative_along
+from mixmoe.numerics.linalg import derivative_along, floored_inverse
 
 _FLOOR = 1e-10  # of the largest eigenvalue of an information that counts
-
-
 _HALF_STEP = 0.03  # of second differences, in posterior standard deviations
 
 
@@ -65,9 +63,8 @@ def first_inverse_of_functions(problem: Problem, theta: Array) -> Array:
     """Inverse information from which an ascent with penalties starts, shape (1, P, P): scores alone know none."""
     A = whole_information(problem, theta)
     scale = np.sqrt(np.maximum(np.abs(np.diag(A)), np.finfo(float).tiny))
-    values, vectors = np.linalg.eigh(A / np.outer(scale, scale))
-    half = vectors / np.sqrt(np.maximum(np.abs(values), _FLOOR * np.abs(values).max())) / scale[:, None]
-    return np.asarray(half @ half.T)[None]
+    unit = np.outer(scale, scale)
+    return (floored_inverse(A / unit, share=_FLOOR) / unit)[None]
 
 
 def _known_information(problem: Problem, theta: Array, tau: Array) -> Array:

@@ -10,12 +10,14 @@ from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.design.design import Design, DesignNames, continuous_columns
 from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.cells import (
+    EXACT,
     Exchange,
     Predictor,
     ambiguity_flag,
     cheapest_exchange,
     columns_of,
     described,
+    exchanged_labels,
     infinite_words,
     linked_cells,
     pairs_of,
@@ -27,16 +29,12 @@ from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_logliks
 from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_working, working_to_free
 from mixmoe.mixed.search import Search, permute_params, search_from
 from mixmoe.mixture.estimate import SAME, EMFit, Flag, ParamLayout
-from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities, units_without
+from mixmoe.mixture.gate import MOVED, NONE, gate_log_probabilities, posterior_probabilities, units_without
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
 from mixmoe.numerics.optimise import Control
 
 _FAR = 1e4  # standard deviations between the data and the origin of a random-effects column
-
-
 _CERTAIN = 0.99  # 95 % limits of a correlation beyond both ends of this say nothing about it
-
-
 CATEGORIES: Mapping[str, type[MixmoeWarning]] = {
     "interrupted": ConvergenceWarning,
     "not_converged": ConvergenceWarning,
@@ -226,12 +224,6 @@ def _small(responsibilities: Array, problem: Problem) -> Flag | None:
     )
 
 
-_NONE = 1e-3  # a probability below this is zero in the limit, where a direction to infinity moves it
-
-
-_MOVED = 1e-6  # of the largest, a change along a direction to infinity
-
-
 def separation_flags(design: Design, problem: Problem, coordinates: Coordinates, at: Boundary) -> tuple[Flag, ...]:
     """Flags of infinite coefficients at a solution."""
     return (
@@ -258,7 +250,7 @@ def gate_separation(design: Design, problem: Problem, coordinates: Coordinates, 
     working = found.vectors[:, found.infinite].reshape(shape)
     user = np.abs(np.linalg.solve(coordinates.gate, working)).max(axis=2)  # (K - 1, m)
     scale = np.abs(np.linalg.inv(coordinates.gate)).max(axis=1)
-    infinite = user > _MOVED * scale
+    infinite = user > MOVED * scale
     gamma = free_to_working(s, theta[None]).gamma
     prior = np.exp(gate_log_probabilities(problem.W, gamma))[0]  # (K, N)
     none = units_without(prior, problem.W, working)
@@ -281,12 +273,12 @@ def _what_stands(prior: Array, none: BoolArray) -> str:
     parts = []
     for k, where in enumerate(none):
         left = prior[k, ~where]
-        if where.any() and left.size and left.min() < 1 - _NONE:
+        if where.any() and left.size and left.min() < 1 - NONE:
             ends = dict.fromkeys((f"{left.min():.2g}", f"{left.max():.2g}"))
             parts.append(f"{' to '.join(ends)} for expert {k + 1}")
     if not parts:
         return "Finite are all other coefficients."
-    certain = [f"expert {k + 1}" for k, row in enumerate(prior) if ((row < _NONE) | (row > 1 - _NONE)).all()]
+    certain = [f"expert {k + 1}" for k, row in enumerate(prior) if ((row < NONE) | (row > 1 - NONE)).all()]
     but = f", but for {', '.join(certain)}, of which every probability is zero or one" if certain else ""
     return (
         f"Elsewhere it is {', '.join(parts)}. Finite are all other coefficients, proportions and average differences, "
@@ -323,7 +315,7 @@ def expert_separation(design: Design, problem: Problem, coordinates: Coordinates
     names: dict[str, None] = {}
     places, used = [], np.zeros(len(scale), dtype=bool)
     for k, beta in enumerate(problem.free.beta):
-        infinite = np.abs(np.linalg.solve(coordinates.expert, directions[beta])).max(axis=1) > _MOVED * scale
+        infinite = np.abs(np.linalg.solve(coordinates.expert, directions[beta])).max(axis=1) > MOVED * scale
         moves = np.abs(X @ directions[beta]).max(axis=1)
         if not infinite.any():
             continue
@@ -332,7 +324,7 @@ def expert_separation(design: Design, problem: Problem, coordinates: Coordinates
             owner = "common" if problem.structure.common[j] else f"expert{k + 1}"
             names[f"{owner}.{design.names.expert[j]}"] = None
         columns = columns_of(design, "expert", infinite)
-        places.append(f"expert {k + 1} {described(design, moves > _MOVED * moves.max(), columns)}")
+        places.append(f"expert {k + 1} {described(design, moves > MOVED * moves.max(), columns)}")
     columns = columns_of(design, "expert", used)
     ways = [f"leave out {' or '.join(columns)} or merge levels"] if columns else []
     ways += ["share coefficients with common(...)", "use fewer experts"] if problem.structure.n_experts > 1 else []
@@ -346,7 +338,6 @@ def expert_separation(design: Design, problem: Problem, coordinates: Coordinates
     )
 
 
-_EXACT_DROP = 1e-6  # of the log-likelihood by exchanged labels: rounding
 _MOST_DROP = 100.0  # of which an ascent may take back nearly all
 _REFIT = Control(max_iter=200, tol=1e-6)
 
@@ -392,8 +383,7 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
     n_sigma = coordinates.log_sigma.size  # coefficients of the log standard deviation among the further parameters
     exchanged = {}
     for first, second in pairs_of(s.n_experts):
-        order = list(range(s.n_experts))
-        order[first], order[second] = second, first
+        order = exchanged_labels(s.n_experts, (first, second)).tolist()
         # What is not made of the cells goes with the experts: exchanged is what is.
         other, extra = permute_params(params, order), params.extra.copy()
         extra[..., n_sigma:] = other.extra[..., n_sigma:]
@@ -403,7 +393,7 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
         moved = working_to_free(s, replace(params, factor=factor, sigma=kept, extra=extra))[0]
         exchanged[first, second] = logsumexp(subject_logliks(problem, moved), axis=1)
     found = cheapest_exchange(cells, here, exchanged)
-    if _EXACT_DROP < found.drop < _MOST_DROP:
+    if EXACT < found.drop < _MOST_DROP:
         found = replace(found, drop=_drop_at_rest(design, problem, params, coordinates, cells, found))
     flag = ambiguity_flag(design, cells, s.n_experts, found, "common({})")
     return fit if flag is None else replace(fit, flags=(*fit.flags, flag))
@@ -417,8 +407,7 @@ def _drop_at_rest(
     Infinite if the ascent leads back to the labels that there were.
     """
     inside = cells == found.cell
-    swapped = np.arange(problem.structure.n_experts)
-    swapped[list(found.experts)] = found.experts[::-1]
+    swapped = exchanged_labels(problem.structure.n_experts, found.experts)
     theta = working_to_free(problem.structure, params)[0]
     end = search_from(problem, _with_exchange(design, problem, params, coordinates, inside, swapped), _REFIT)
     before, after = (posterior_probabilities(subject_logliks(problem, at).T, axis=0) for at in (theta, end.theta))

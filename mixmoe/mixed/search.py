@@ -555,18 +555,20 @@ def _less_dispersed(problem: Problem, one: OneExpert, found: Ends, control: Cont
     where = [at for extra, at in problem.structure.spans if extra.block == "dispersion"]
     if not where:
         return found
+    clearer, n = [], 2 * problem.structure.n_experts
+    for factor in _LESS_DISPERSED:
+        extra = one.params.extra.copy()
+        extra[..., where[0]] += np.log(factor)
+        clearer.append(replace(one, params=replace(one.params, extra=extra)))
+    closed = [closed_form_problem(problem, each.params) for each in clearer]
     for i in np.unique(found.search):
-        starts = []
-        for factor in _LESS_DISPERSED:
-            extra = one.params.extra.copy()
-            extra[..., where[0]] += np.log(factor)
-            clearer = replace(one.params, extra=extra)
-            closed = closed_form_problem(problem, clearer)
-            plain = OneExpert(without_extras(clearer), one.features)
-            parts = random_starts(closed, plain, 2 * problem.structure.n_experts, _EM_STEPS_LESS_DISPERSED, rng)
-            starts.append(with_extras(problem, parts, clearer))
         if found.climb.interrupted:
             break
+        starts = []
+        for form, each in zip(closed, clearer, strict=True):
+            plain = replace(each, params=without_extras(each.params))
+            parts = random_starts(form, plain, n, _EM_STEPS_LESS_DISPERSED, rng)
+            starts.append(with_extras(problem, parts, each.params))
         further = _race(problem, one.sigma, np.vstack(starts), control)
         found = join(found, replace(further, search=further.search + i))
     return found

@@ -134,12 +134,8 @@ def _bound_direction(W: Array, score: Array, weights: Array) -> Array:
 
 
 _NO_INFORMATION = 1e-6  # per unit, in a direction of orthonormal columns
-
-
-_NONE = 1e-3  # a probability below this is zero in the limit, where a direction to infinity moves it
-
-
-_MOVED = 1e-6  # of the largest, a change along a direction to infinity
+NONE = 1e-3  # a probability below this is zero in the limit, where a direction to infinity moves it
+MOVED = 1e-6  # of the largest, a change along a direction to infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +177,7 @@ def units_without(prior: Array, W: Array, directions: Array) -> BoolArray:
     moves = np.concatenate([np.zeros_like(moves[:1]), moves])
     top = moves[prior.argmax(axis=0), np.arange(W.shape[0])]  # of the expert that is the likeliest there
     apart = np.abs(moves - top).max(axis=2)
-    return np.asarray((prior < _NONE) & (apart > _MOVED * np.abs(moves).max()))
+    return np.asarray((prior < NONE) & (apart > MOVED * np.abs(moves).max()))
 
 
 class GatePenalty(Protocol):

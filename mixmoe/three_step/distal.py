@@ -22,7 +22,7 @@ from mixmoe.inference.uncertainty import (
 )
 from mixmoe.inference.wald import InvalidTest, WaldTest, parse_hypotheses, wald_test
 from mixmoe.mixture.estimate import Flag, Parameter, ParamLayout
-from mixmoe.mixture.gate import units_without
+from mixmoe.mixture.gate import MOVED, units_without
 from mixmoe.numerics.linalg import jacobian
 from mixmoe.output.names import NO_NAMES, Names
 from mixmoe.output.records import Cell, Table, format_cell
@@ -51,11 +51,6 @@ DESCRIPTIONS = {
     "naive": "most probable expert taken as known, NOT corrected for classification error",
 }
 _CERTAIN = 1e-6  # a probability closer to zero or one has no delta method
-
-
-_MOVED = 1e-6  # of the largest, a change along a direction to infinity
-
-
 ANY_LEVEL = "any level"
 COV_TYPE = "three-step"
 
@@ -343,7 +338,7 @@ def distal(design: Design, made: Assignment, text: str, data: Any, method: Metho
 
 def _estimates(layout: ParamLayout, back: Array, beta: Array, cov: Array, infinite: Array) -> Estimates:
     """Coefficients for columns as the user wrote them; none that changes along a direction to infinity has an error."""
-    moved = np.abs(back @ infinite) > _MOVED * np.abs(back).max(axis=1, keepdims=True)
+    moved = np.abs(back @ infinite) > MOVED * np.abs(back).max(axis=1, keepdims=True)
     return Estimates(
         layout, back @ beta, without_parameters(back @ cov @ back.T, list(np.flatnonzero(moved.any(axis=1))))
     )

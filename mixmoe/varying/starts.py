@@ -9,7 +9,14 @@ from scipy.optimize import minimize
 
 from mixmoe._typing import Array, IntArray
 from mixmoe.design.design import Design
-from mixmoe.inference.cells import Predictor, ambiguity_flag, cheapest_exchange, linked_cells, pairs_of
+from mixmoe.inference.cells import (
+    Predictor,
+    ambiguity_flag,
+    cheapest_exchange,
+    exchanged_labels,
+    linked_cells,
+    pairs_of,
+)
 from mixmoe.mixture.estimate import Flag
 from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.em_steps import (
@@ -27,17 +34,9 @@ from mixmoe.varying.problem import (
 )
 
 SCREENING_ITERATIONS = 8  # EM iterations of every start, then the better ones go on
-
-
 LOCKSTEP_ITERATIONS = 12
-
-
 MANY = 10_000  # rows on which mixtures with constant or linear coefficients are sought, at most
-
-
 KEPT = 2  # distinct solutions kept of each kind
-
-
 DISTINCT = 0.1  # difference in log-likelihood that makes two solutions distinct
 
 
@@ -208,8 +207,6 @@ def _lockstep_iteration(
 
 
 MOVES = 3  # exchanges tried for each pair of experts
-
-
 CLOSE = 2.0  # squared distance of two experts, in units of noise, above which they are not exchanged
 
 
@@ -323,16 +320,14 @@ def label_flag(design: Design, order: NDArray[np.intp], problem: Problem, natura
 
     exchanged = {}
     for first, second in pairs_of(slots.n_experts):
-        swapped = np.arange(slots.n_experts)
-        swapped[[first, second]] = second, first
+        swapped = exchanged_labels(slots.n_experts, (first, second))
         delta = natural.delta[swapped] if slots.has_dispersion else natural.delta
         exchanged[first, second] = weighted(replace(natural, delta=delta))
     here = weighted(natural)
     found = cheapest_exchange(cells, here, exchanged)
     if slots.has_dispersion and found.drop > 0.0:
         own = np.broadcast_to(np.arange(slots.n_experts)[:, None], natural.delta.shape)
-        other = np.arange(slots.n_experts)
-        other[list(found.experts)] = found.experts[::-1]
+        other = exchanged_labels(slots.n_experts, found.experts)
         labels = np.where(cells == found.cell, other[:, None], own)  # whose dispersion each expert has, (K, n)
 
         def highest(labels: IntArray) -> float:

@@ -25,6 +25,7 @@ from mixmoe.mixed.curvature import determinant_slope, information
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.search import Guarded
 from mixmoe.mixed.smooth.functions import Geometry
+from mixmoe.numerics.linalg import floored_inverse
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 
 _ROUNDS = 60  # ascents between updates of the smoothing parameters
@@ -340,8 +341,9 @@ def penalised_inverse(geometry: Geometry, H: Array, lambdas: Array) -> Array:
     least = _least(A)
     inside = np.concatenate(geometry.penalised)
     A[inside, inside] += lambdas[geometry.owners]
-    half = geometry.basis @ _inverse_half(A, least)
-    return half @ half.T
+    scale = np.sqrt(np.maximum(np.abs(np.diag(A)), least))
+    unit = np.outer(scale, scale)
+    return geometry.basis @ (floored_inverse(A / unit, share=_FLOOR) / unit) @ geometry.basis.T
 
 
 def _least(A: Array) -> float:
