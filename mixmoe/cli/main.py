@@ -42,17 +42,9 @@ from mixmoe.results import Results
 from mixmoe.selection.choice import select
 
 CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv", "validation")
-
-
 FORMULA = "log(bili) ~ year | gate: age + sex | re: (1 + year | id)"
-
-
 _NUMBER = re.compile(r"[+-]?(inf|(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")  # what JSON does not know among them: .3, inf
-
-
 CLUSTER = "column of the clusters, which are the independent units of standard errors and folds"
-
-
 SOURCES = (
     "CSV, TSV, Parquet, Stata, SPSS or Excel; - for standard input (CSV); of fit and predict also a pattern "
     "'visits/*.parquet' or a folder of Parquet files, which need not fit into memory"
@@ -60,8 +52,6 @@ SOURCES = (
 
 
 NETWORK = "log(bili) ~ year + age | re: (last | id)"
-
-
 EXAMPLES = f"""
 examples:
   mixmoe data pbcseq > pbcseq.csv
@@ -325,14 +315,8 @@ def collected(pairs: Sequence[tuple[str, Any]], refused: Sequence[str]) -> dict[
 
 
 OK, FAILED, USAGE, UNCONVERGED = 0, 1, 2, 3
-
-
 INTERRUPTED = 130  # as a shell reports a program ended by Ctrl-C
-
-
 _GIVEN = ("cov_re", "residual", "gate_penalty", "rng", "starts", "max_iter", "tol")
-
-
 _REFUSED = (*_GIVEN, "experts", "cov_type", "cluster", "context", "start", "data", "formula")
 
 

@@ -15,23 +15,11 @@ from mixmoe.errors import ArgumentError
 from mixmoe.mixture.estimate import Flag, Parameter, ParamLayout
 
 MANY_UNITS = 5000  # from here on the correction and the t reference change nothing that is printed
-
-
 _CHUNK = 10_000  # contrasts at a time
-
-
 _MANY_PARAMETERS = 40  # moments of a covariance have P^4 / 4 entries
-
-
 _NO_SIZE = 1e-14  # of the largest, of products of rows that are not there or depend on one another
-
-
 _LARGEST = 0.999  # leverage of one is a direction that one unit alone determines: no other tells its variance
-
-
 _BOUND = 0.5  # of the leverage whose inverse multiplies scores: they are doubled at most, as in Fay & Graubard (2001)
-
-
 HEAVY = 0.75  # of the leverage above which too little is left without a unit
 
 
@@ -302,11 +290,7 @@ def joint_degrees_of_freedom(moments: Moments | None, contrasts: Array) -> float
 
 
 CovType = Literal["nonrobust", "robust", "cluster", "bootstrap"]
-
-
 COV_TYPES: tuple[str, ...] = get_args(CovType)
-
-
 DESCRIPTIONS = {
     "nonrobust": "inverse observed information",
     "robust": "sandwich over independent units",

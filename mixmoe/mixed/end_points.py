@@ -23,14 +23,8 @@ from mixmoe.numerics.linalg import logsumexp
 from mixmoe.numerics.optimise import ROUNDING, Climb, Control
 
 _ERRORS = 0.5  # standard errors; an estimate that far off leaves its 95 % interval a coverage of 92 %
-
-
 _SIZE = 0.05  # on the scale of the link: five per cent of odds or rates; in large samples less would pass the other bar
-
-
 _OUTSIDE = 1.92  # log-likelihood; as far below a maximum as the ends of a 95 % interval
-
-
 _FAR = 5.0  # standard errors; a Newton step that is longer only says so
 
 
@@ -216,11 +210,7 @@ def with_integral_flag(
 
 
 _SIGMA_COLLAPSED = 1e-3  # fraction of the one-expert residual standard deviation
-
-
 _SIGMA_OF_FEW = 0.1  # fraction of the largest, for an expert with at most this many subjects more than coefficients:
-
-
 _FEW = 2
 
 
@@ -256,14 +246,8 @@ def residual_deviations(s: Structure, params: Params) -> Array:
 
 
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
-
-
 _COMPARED = 10  # end points whose likelihood is compared by a finer integral
-
-
 _ARTEFACT_MARGIN = 100.0  # log-likelihood by which a maximum of the approximation alone may lie above the true one
-
-
 OVERSTATED = 0.1  # log-likelihood by which an approximation is too high where a maximum may be of its making
 
 

@@ -28,26 +28,12 @@ from mixmoe.mixed.parameters import (
 from mixmoe.numerics.linalg import apply_inverse
 
 ErrorsBy = Literal["expert", "common"]
-
-
 ErrorsDist = Literal["normal", "t"]
-
-
 _WHOLE = 1e-8  # how far from a whole number a time of ar1 may lie
-
-
 _HIGHEST = float(np.arctanh(0.9999))  # a correlation that data hardly tell from one
-
-
 _NO_DECAY, _ALL_DECAY = 1e-4, 15.0  # exponents of the correlation over the median and over the shortest gap
-
-
 _NO_MOTION = 1e-3  # standard deviation of a Brownian motion over the whole time, that of the response being one
-
-
 _FAR = 100.0  # standard deviations between zero and the mean of a covariate of the standard deviation
-
-
 _NORMAL = 1e3  # degrees of freedom that data hardly tell from infinitely many
 
 

@@ -51,8 +51,6 @@ from mixmoe.mixture.gate import (
 from mixmoe.numerics.linalg import semidefinite_cholesky
 
 _NO_RESPONSES = 1e-3  # expected number in a category: an ascent to infinity stops at about this many
-
-
 _NO_INFORMATION = 1e-5  # per row of the expert, in a direction of orthonormal columns; at p = 0.00001 or 0.99999
 
 
@@ -155,38 +153,16 @@ def empty_categories(problem: Problem, tau: Array) -> EmptyCategories:
 
 
 _ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
-
-
 _SINGULAR = 1e-9  # smallest eigenvalue of the scaled information that counts as information
-
-
 _FLAT = 1e-4  # information of all subjects about a parameter in working coordinates: a standard error of 100 units
-
-
 _NO_SCORES = 1e-8  # of the largest eigenvalue of the middle of a sandwich
-
-
 _MOVED = 1e-6  # share of a direction in a parameter that counts
-
-
 _UNITS_AT_ONCE = 100  # whose directions are held in memory
-
-
 _MOST = 0.5  # of a variance that comes from units of large leverage
-
-
 _NAMES_SHOWN = 6
-
-
 _UNLIKE_INFORMATION = 4.0  # sum of squared scores in units of the information: about 1 if the model is right
-
-
 _STEEP = 3.0  # fall of a log-likelihood over one standard error, in units of that of a quadratic one
-
-
 _COMPARE = "Compare with_cov('bootstrap') and 'nonrobust', or use fewer experts or a smaller gate."
-
-
 _PER_COEFFICIENT = 5  # subjects per coefficient of an expert below which standard errors are rough
 
 

@@ -85,14 +85,8 @@ def cluster_codes(design: Design, cluster: Any = None) -> NDArray[np.int64]:
 
 
 Method = Literal["ml", "reml"]
-
-
 _NO_NOISE = 1e-10  # residual deviation beside that of the response
-
-
 FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal")
-
-
 _DISPERSIONS: Mapping[str, str] = {"negbinomial": "theta", "gamma": "shape", "beta": "phi"}
 
 

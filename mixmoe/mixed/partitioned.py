@@ -41,8 +41,6 @@ from mixmoe.responses.distribution import constant_within
 from mixmoe.results import FitSide, PathLike, called
 
 _ALIKE = 1e-9  # of the largest value of a gate column
-
-
 _OF_SAMPLE = tuple(kind for kind in PANELS if kind not in ("profile", "starts"))
 
 
@@ -377,11 +375,7 @@ class PartitionedResults(MEMoEResults):
 
 
 _RUN = 20_000  # subjects whose matrices are unpacked at a time
-
-
 _NO_NOISE = 1e-10  # of the size of the response, a residual that is none
-
-
 _NOTHING_LEFT = 1e-7  # the same where it is known from cross-products, which lose half of the digits
 
 

@@ -34,20 +34,10 @@ from mixmoe.numerics.linalg import floored_inverse, logsumexp
 from mixmoe.numerics.optimise import MANY_PARAMETERS, Climb, Control, climb
 
 _SOFT = 0.1  # share of a partition that is spread evenly over the experts
-
-
 _ROUNDS_OF_MEANS = 3  # of K-means, from which a partition starts; it need not converge
-
-
 _SHELLS = 0.5  # of the cuts are around the centre of an expert
-
-
 _TAIL = 0.01  # smallest share of an expert that is cut off it
-
-
 _LEAST_INFORMATION = 1e-3  # per subject, in working coordinates, that ascents start with
-
-
 _FEW_POINTS = 2  # at which the information itself is worth its cost
 
 
@@ -350,41 +340,17 @@ def _split(current: Array, k: int, features: Array, rng: np.random.Generator) ->
 
 
 _LITTLE = 10.0  # log-likelihood per further parameter up to which an expert may be a handful of subjects
-
-
 _MOST_COEFFICIENTS = 40  # of an expert, up to which one is inserted
-
-
 _BATCHES, _BATCH = 4, 128  # sets of subjects that are drawn; of each batch a quarter goes on
-
-
 _PAIRS = 96  # of a batch
-
-
 _SET_ROUNDS, _FIRST_ROUNDS = 2, 2  # EM steps with a set as it is, and with whoever joins or leaves it, among the few
-
-
 _ROUNDS, _KEPT = (2, 3), (64, 64)  # further steps among the few, and how many go on
-
-
 _FINAL_ROUNDS = 6  # steps of those that are left, with a gate of their own, among the many
-
-
 _FEW = 256  # candidates: subjects to whom an expert of their own would be worth most
-
-
 _MANY = 1000  # the same in the final rounds
-
-
 _FINALISTS = 40
-
-
 _NARROW = 0.1  # of the residual deviations of the others is what the best expert of one subject may have at least
-
-
 _SAME_SHARE = 0.8  # of the smaller of two new experts that is in both if they are one; nuclei of one half do grow apart
-
-
 _MAX_SHIFT = 4.0  # largest change of the gate's predictor in one step
 
 

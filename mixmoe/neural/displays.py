@@ -98,8 +98,6 @@ def fit_network(problem: Problem, control: Control, estimator: Estimator, rng: n
 
 
 KEPT = 4  # starts that are fitted to the end
-
-
 SAME = 0.1  # log-likelihood by which two ends of one maximum may differ
 
 
@@ -403,8 +401,6 @@ def population_variance(problem: Problem, fit: Trained) -> float:
 
 
 GRID = 60
-
-
 LENGTH = 15  # rows of a sequence along which an input is held, of which the one in the middle is shown (CRF)
 
 

@@ -140,11 +140,7 @@ def differs(a: Tensor, b: Tensor) -> bool:
 
 
 LAST_COLUMNS = re.compile(r"last\[.*\]")  # of a linear network, by name
-
-
 CHAIN = ("shifts", "transitions")  # tensors of a CRF behind the layers: its scores, and what covariates add to them
-
-
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
 
 

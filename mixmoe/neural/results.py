@@ -499,8 +499,6 @@ def read_state(state: Mapping[str, Any], fit: EMFit) -> RestoredState:
 
 
 COLLAPSED = 1.001e-8  # residual variance beside that of the response, just above where estimators stop
-
-
 WARNINGS: Mapping[str, type[MixmoeWarning]] = {
     "not_converged": ConvergenceWarning,
     "not_replicated": ConvergenceWarning,

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 
 N_DRAWS = 400
-
-
 LITTLE = 1e-3  # share of a person's largest variance of a posterior mean below which a direction tells nothing of her
 
 

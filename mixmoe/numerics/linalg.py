@@ -201,8 +201,6 @@ def apply_inverse(X: AnyArray, A: AnyArray) -> AnyArray:
 # The error of the derivative is of the order h^2, so any h below 1e-8 gives full precision; this one is still so far
 # from the smallest positive number (1e-308) that its products with densities and small variances do not underflow.
 _STEP = 1e-30
-
-
 _DIFFERENCE = 1e-4  # of unit scale; the error of a central difference is its square
 
 

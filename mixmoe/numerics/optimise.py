@@ -101,8 +101,6 @@ _FIRST_LOOK = 6  # iterations before anybody is given up
 _LAP = 2  # iterations between two looks at who is left behind
 _HOPE = 10.0  # times the gain of the last lap is what a start may still gain; measured: no winner is lost
 _MAX_HALVINGS = 15
-
-
 MANY_PARAMETERS = 150  # from here on a matrix of their size is not copied, nor kept for each of many ascents
 
 

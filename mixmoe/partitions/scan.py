@@ -14,8 +14,6 @@ from mixmoe.arguments import checked_count
 from mixmoe.errors import ArgumentError, DesignError, MissingExtraError
 
 Result = TypeVar("Result")
-
-
 CHUNK_ROWS = 250_000
 
 

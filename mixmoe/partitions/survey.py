@@ -28,8 +28,6 @@ from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.partitions.scan import Part, Partitions
 
 SUMMARY = "summary"
-
-
 MOST_VALUES = 5_000_000  # different values of a column that are counted, for quantiles of them
 
 
@@ -208,11 +206,7 @@ def merge(known: Mapping[str, Summary], further: Mapping[str, Summary]) -> dict[
 
 
 SAMPLE_SUBJECTS = 2_000
-
-
 SAMPLE_ROWS = 200_000
-
-
 _MOST_LEVELS = 10_000
 
 

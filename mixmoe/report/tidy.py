@@ -122,8 +122,6 @@ def _check_same(used: pd.DataFrame, frame: pd.DataFrame, places: NDArray[np.intp
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-
-
 _MAX_ROWS = 1_048_575  # of a sheet, below its head
 
 
@@ -177,23 +175,11 @@ def _cleaned(value: Any) -> Any:
 
 
 Row = tuple[Block, int, str]  # block, expert or 0, term
-
-
 _FURTHER: tuple[Block, ...] = ("random", "residual", "dispersion", "threshold", "other")
-
-
 _BLOCKS: tuple[Block, ...] = ("expert", "fixed", "common", "gate", *_FURTHER)
-
-
 _STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
-
-
 _STARS_NOTE = "* p < 0.05, ** p < 0.01, *** p < 0.001 (two-sided, not corrected for the number of tests)."
-
-
 _NO_ERROR = "(none)"
-
-
 _NO_ERROR_NOTE = (
     f"{_NO_ERROR}: no valid standard error; the parameter is on the boundary of its space, infinite or not identified, "
     "and its printed value only says so."

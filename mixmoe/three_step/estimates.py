@@ -38,17 +38,9 @@ from mixmoe.output.predictions import known_places
 from mixmoe.responses.distribution import check_varies
 
 Method = Literal["bch", "ml", "naive"]
-
-
 METHODS: tuple[Method, ...] = ("bch", "ml", "naive")
-
-
 _TOLERANCE = 1e-7  # of the estimating functions per unit, in working coordinates
-
-
 _LEAST_SIGMA = 1e-3  # of the standard deviation of the outcome
-
-
 _SINGULAR_D = 1e-6  # smallest singular value of D
 
 
@@ -681,14 +673,8 @@ def covariate_columns(design: Design, text: str, data: Any) -> Outcomes:
 
 
 _PLACEHOLDER = "row_of_outcomes"
-
-
 LEVEL = 0.001  # of the test behind the warning
-
-
 LEAST = 0.5  # skewness that is worth a warning
-
-
 _NODES = 4  # of the quadrature, exact for sixth powers
 
 

@@ -43,11 +43,7 @@ from mixmoe.varying.sandwich import (
 )
 
 POINTS_PER_BANDWIDTH = 24  # mesh of the limiting process
-
-
 PROCESS_DRAWS = 40_000
-
-
 BATCH = 4_000  # draws held in memory at once
 
 
@@ -119,37 +115,19 @@ def asymptotic_critical(
 
 
 BIASES = ("rbc", "undersmooth", "none")
-
-
 METHODS = ("multiplier", "asymptotic", "bootstrap")
-
-
 DRAWS = 4000
-
-
 MOST_ROWS = 20_000  # with more rows degrees of freedom hardly matter, and observed fourth powers do
-
-
 SAME = 1e-6  # relative differences within the covariance of a function that is one number: rounding
-
-
 RICH = 10.0  # effective rows for each local coefficient from which on a searched bandwidth is narrowed
-
-
 NARROWER, STEPS = 1.1, 20  # ratio of the bandwidths compared for bands, and their number
-
-
 ONE_SE = 1.0  # of the difference in held-out log-likelihood within which a wider bandwidth is as good
 
 
 # Ratio of the best bandwidths of local-quadratic slopes and local-linear levels, Epanechnikov kernel (Fan and Gijbels
 # 1996, table 3.2), beside their rates n^(-1/7) and n^(-1/5). The curvatures on which they depend are not estimated.
 SLOPES = 2.275 / 1.719
-
-
 NEAR = 0.5  # of a bandwidth from the grid point before to the one after: their windows share three quarters
-
-
 LEAST_DF = 2.0  # of a variance with a band: with fewer its most probable estimate is zero
 
 
@@ -665,11 +643,7 @@ def pairs(slots: Slots) -> list[tuple[int, int]]:
 
 
 GATE_REACH = 2.0  # how far the curvature is followed, as a multiple of the largest factor
-
-
 SHIFTS = 17  # values at which it is taken, the estimate in the middle
-
-
 FINE = 201
 
 

@@ -107,14 +107,8 @@ def unit_information(units: Array, prob: Array) -> Array:
 
 
 DISPERSION_STEP = 1.0  # largest change of a log dispersion in one step
-
-
 LEAST_CURVATURE = 1e-200  # less is none: its root would overflow
-
-
 EXPERT_STEP = 5.0  # largest change of the predictor of an expert in one scoring step, links other than identity
-
-
 GATE_STEP = 3.0  # largest change of a gate predictor, in its own units, in one step
 
 

@@ -48,8 +48,6 @@ from mixmoe.varying.smoothing import From, maximise, with_experts, with_response
 from mixmoe.varying.starts import label_flag, permute_experts
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the index, where functions are tabulated
-
-
 SPEC = FamilySpec(
     name="VCMoE",
     title="A varying-coefficient mixture of experts: coefficients of experts and gate are smooth functions of an "

@@ -55,23 +55,11 @@ from mixmoe.varying.problem import (
 from mixmoe.varying.starts import DISTINCT, constant_mixtures, exchanges, widen
 
 MEMORY = 8  # differences kept by the acceleration
-
-
 SLACK = 1e-3  # an accelerated step may lower the log-likelihood by this fraction of its size per row, no more
-
-
 GROWTH = 1.0  # an accelerated point whose residual grew by more than this factor is replaced by the plain step
-
-
 SHORT_RUN = 4  # iterations given to each candidate start before the best is kept
-
-
 CROSSING_GAIN = 3.0  # log-likelihood that a start with crossing experts must gain over those from constant mixtures
-
-
 STALLED = 3  # iterations without a gain after which a run for a criterion ends
-
-
 RIVAL = 0.02  # a start this far behind per row after its short run is still run to the end
 
 
@@ -423,8 +411,6 @@ def turned_covariance(covariance: Array, turn: Array) -> Array:
 
 
 SPLITS = 3  # of each expert of the smaller fit
-
-
 SOFT = 0.1  # share of a row that stays on the other side of a split
 
 
@@ -546,14 +532,8 @@ def with_cluster_draw(problem: Problem, clusters: IntArray, rng: np.random.Gener
 
 
 START = 5.0  # where the search begins, and what the search of a bandwidth takes
-
-
 FEWEST, NORMAL = 0.5, 1e3  # degrees of freedom: Cauchy has one; data hardly tell a thousand from infinitely many
-
-
 SETTLED = 1e-4  # relative change of the number
-
-
 ROUNDS = 40
 
 

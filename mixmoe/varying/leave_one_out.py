@@ -65,14 +65,8 @@ from mixmoe.varying.problem import (
 )
 
 LOWEST = -30.0  # log density of a held-out row counts at least this much, so that one outlier does not decide
-
-
 NUMBERS_HELD = 1 << 22  # in the inverse matrices of the rows that are handled at once
-
-
 COMPARED = Control(tolerance=3e-4, max_iter=60, gain=1e-5)  # of fits that only serve a criterion
-
-
 LEAST_LEFT = 1e-6  # of a leverage below one: what hangs on one row alone is predicted by nothing, and far off
 
 
@@ -376,11 +370,7 @@ def fitness(loglik: float, df: float, n: int) -> Fitness:
 
 
 HERMITE = 5  # exact for the fourth power of a score that is quadratic in the response
-
-
 POINTS = 24
-
-
 BELOW, ABOVE = 4.0, 6.0  # standard deviations that the lattice reaches
 
 

@@ -42,11 +42,7 @@ from mixmoe.varying.problem import (
 )
 
 NEGLIGIBLE = 1e-5  # information about a predictor, per row, below which it has run to where rows say nothing
-
-
 LOADED = 0.05  # share of the largest loading from which on a coefficient takes part in a direction
-
-
 RIDGE = 1e-10
 
 

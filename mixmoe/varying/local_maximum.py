@@ -33,14 +33,8 @@ from mixmoe.varying.problem import (
 )
 
 NEWTON_ROUNDS = (6, 6, 30)  # iterations; each round goes on with the grid points that have not converged
-
-
 NEWTON_TOLERANCE = 1e-8
-
-
 HALVINGS = 4
-
-
 FLAT = 0.02  # curvature, relative to that with known experts, below which a direction counts as flat
 
 

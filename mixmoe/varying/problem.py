@@ -159,8 +159,6 @@ def interpolated(at: Array, grid: Array, values: Array, period: float) -> Array:
 
 
 PAIRS_PER_BLOCK = 1 << 17  # (grid point, row) pairs handled at once: bounds the memory, fits the cache
-
-
 PAIRS_KEPT = 1 << 21  # windows up to this size are kept between calls
 
 
@@ -425,11 +423,7 @@ def hankel(moments: Array, degree: int) -> Array:
 
 
 THETA_OVER_MEAN = 1e4  # largest theta of a negative binomial, over the mean: variance 1.0001 means
-
-
 ZEROS = 9.0  # largest log odds of a certain zero, or of none: one row in eight thousand
-
-
 THETA_FLOOR = 1e-3  # smallest theta of a negative binomial: variance a thousand squared means
 
 

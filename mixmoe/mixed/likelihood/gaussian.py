@@ -28,8 +28,6 @@ from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper, times_real
 
 LOG_2PI = float(np.log(2 * np.pi))
-
-
 FIRST_SIZE = 0.6  # random effects and residual start with 0.36 of the pooled residual variance each
 
 

@@ -404,20 +404,10 @@ def dispersion(name: str, own: bool) -> Extra:
 
 
 _TOLERANCE = 1e-11  # of a last step; Newton squares the error, so that the mode is exact to rounding
-
-
 _AT_REST = 1e-14  # of a step: rounding alone, so that it makes no difference whether a subject goes on with the others
-
-
 _MAX_PASSES = 100
-
-
 _FEW_MOVING = 0.4  # share of subjects and experts on their way, up to which their rows are worth being gathered
-
-
 _MAX_STEP = 4.0  # in standard deviations of a random effect
-
-
 _MAX_KEPT = 12
 
 

@@ -114,8 +114,6 @@ def user_errors(params: Params, setup: ErrorSetup) -> ErrorModel:
 
 
 _CHUNK = 20_000
-
-
 _AT_END = 1e-4  # p (1 - p) at which a gate with infinite coefficients has a probability of zero or one
 
 
