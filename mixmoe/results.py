@@ -13,7 +13,7 @@ from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.atomic import PathLike, written
 from mixmoe.check.diagnosis import PANELS, Diagnosis
-from mixmoe.check.terms import TermTests, term_tests
+from mixmoe.check.term_tests import TermTests, term_tests
 from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.families import DrawsResponses, HasTerms, Model, lacking, require

@@ -10,7 +10,7 @@ import pandas as pd
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
 from mixmoe.check.diagnosis import FITTED, FittedKind
-from mixmoe.check.terms import Owners, owners_of
+from mixmoe.check.term_tests import Owners, owners_of
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.design.frame import view

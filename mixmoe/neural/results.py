@@ -9,7 +9,7 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
-from mixmoe.check.terms import Owners, owners_of
+from mixmoe.check.term_tests import Owners, owners_of
 from mixmoe.errors import (
     ArgumentError,
     BoundaryWarning,

@@ -16,7 +16,7 @@ from mixmoe.check.adequacy import Adequacy, ClassificationTable
 from mixmoe.check.influence import Influence
 from mixmoe.check.number_of_experts import ExpertsTest, Stability, VLMRTest
 from mixmoe.check.profile import Profile
-from mixmoe.check.terms import TermTests
+from mixmoe.check.term_tests import TermTests
 from mixmoe.errors import ArgumentError, FormulaError, MixmoeError, MixmoeWarning
 from mixmoe.families import FamilySpec, families, register, unregister
 from mixmoe.inference.likelihood_ratio import LRTest
