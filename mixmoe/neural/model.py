@@ -65,6 +65,7 @@ from mixmoe.neural.refusals import (
     checked_cov,
     checked_formula,
     chosen_family,
+    refuse_gate,
 )
 from mixmoe.neural.results import COLLAPSED, WARNINGS, NMEResults, collapsed, unconverged, unreplicated, vanished
 
@@ -213,9 +214,10 @@ class NME:
         checked_choice(family, "family", ("auto", *get_args(Family)))
         widths = checked_widths(hidden, network)
         self.formula = largest_first(checked_formula(formula), data)
+        self.family: Family = chosen_family(family, self.formula, data)
+        refuse_gate(self.formula, self.family)
         load_torch()  # what is wrong with the call is told first, as torch would not mend it
         self.device, self.estimator = select_device(device), estimator
-        self.family: Family = chosen_family(family, self.formula, data)
         self.design: Design = build_design(
             self.formula,
             data,

@@ -18,10 +18,6 @@ from mixmoe.responses.distribution import check_varies, constant_within
 MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
 MAX_LABELS = 12  # different whole numbers as text that are taken for names of categories
 LARGEST = 1e100  # number in the data, and one over the least difference: their squares and fourth powers are finite
-_NO_GATE = (
-    "NME has a section 'gate:' for sequences of states only, where it names what transitions go with; leave it out, or "
-    "use MEMoE, which has"
-)
 COVS = ("diagonal", "tensor", "full")
 
 
@@ -38,8 +34,6 @@ def checked_formula(formula: Any) -> MoEFormula:
         raise FormulaError("NME has no section 'vary:'; leave it out, or use VCMoE, which has", parsed.text)
     if parsed.sigma:
         raise FormulaError("NME has no section 'sigma:'; leave it out, or use MEMoE, which has", parsed.text)
-    if parsed.seq is None and _has_gate(parsed):
-        raise FormulaError(_NO_GATE, parsed.text)
     for part in (*parsed.expert, *parsed.gate):
         if part.kind != "free":
             raise FormulaError(f"NME has no {part.kind}(...); write the terms without it", parsed.text)
@@ -120,25 +114,32 @@ def check_response(design: Design, family: Family) -> None:
         raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
 
 
-def check_gate(design: Design, family: Family) -> None:
-    """Refuse covariates of transitions where there are none, and those that transitions cannot have.
+def refuse_gate(formula: MoEFormula, family: Family) -> None:
+    """Refuse covariates of transitions where there are no transitions.
 
     Raises
     ------
     FormulaError
     """
-    if not _has_gate(design.formula):
-        return
-    if family != "crf":
-        raise FormulaError(_NO_GATE, design.formula.text)
-    if "Intercept" not in design.names.gate:
+    if family != "crf" and not (len(formula.gate) == 1 and formula.gate[0].text == "1"):
         raise FormulaError(
-            "transitions have scores of their own, so that gate: keeps its intercept; take out 0", design.formula.text
+            "NME has a section 'gate:' for sequences of states only, where it names what transitions go with; leave it "
+            "out, or use MEMoE, which has",
+            formula.text,
         )
 
 
-def _has_gate(formula: MoEFormula) -> bool:
-    return not (len(formula.gate) == 1 and formula.gate[0].text == "1")
+def check_gate(design: Design, family: Family) -> None:
+    """Refuse covariates of transitions in the place of the scores that these have of their own.
+
+    Raises
+    ------
+    FormulaError
+    """
+    if family == "crf" and "Intercept" not in design.names.gate:
+        raise FormulaError(
+            "transitions have scores of their own, so that gate: keeps its intercept; take out 0", design.formula.text
+        )
 
 
 def check_persons(design: Design, personal: Personal) -> None:
