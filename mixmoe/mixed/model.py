@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
 
 from mixmoe._typing import Array
-from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
+from mixmoe.arguments import checked_choice, checked_count, checked_positive
+from mixmoe.atomic import PathLike
 from mixmoe.design.beside import with_columns
 from mixmoe.design.design import Design, build_design
 from mixmoe.design.formula import MoEFormula
@@ -47,6 +49,7 @@ from mixmoe.mixed.results import GLMMResults, MEMoEResults
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
 from mixmoe.mixed.smooth.functions import functions_of, layout_of, uncentred
 from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
+from mixmoe.mixture.ascents import remembered
 from mixmoe.mixture.estimate import EMFit, ParamLayout, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
@@ -338,6 +341,7 @@ class MEMoE(Estimation):
         rng: Any = None,
         cov_type: str | None = None,
         progress: bool | None = None,
+        checkpoint: PathLike | None = None,
         **cov_options: Any,
     ) -> "MEMoEResults":
         """Maximum likelihood estimates, or those of restricted maximum likelihood.
@@ -361,6 +365,9 @@ class MEMoE(Estimation):
             By default ``"cluster"`` if the model has clusters, else ``"robust"``.
         progress : bool, optional
             Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
+        checkpoint : path-like, optional
+            A file. Where ascents stand is kept there, never the data, and the same call goes on where an earlier one
+            was ended, with the same result; the design and standard errors are made again.
         **cov_options
             For the covariance: ``correction=``, ``unconditional=``, ``n_boot=``, ``n_jobs=``.
 
@@ -378,7 +385,6 @@ class MEMoE(Estimation):
         kind = ("cluster" if "cluster" in self.design.aux else "robust") if cov_type is None else cov_type
         checked_cov_type(kind)
         control = Control(checked_count(max_iter, "max_iter"), checked_positive(tol, "tol"), progress=progress)
-        generator = checked_rng(rng)
         default = 0 if start is not None else 1 if self.n_experts == 1 else _STARTS * self.n_experts
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
         if start is None:
@@ -387,10 +393,19 @@ class MEMoE(Estimation):
             given = Estimated(smaller.n_experts, self.with_experts(smaller.n_experts).vector(start))
         else:
             given = Estimated(self.n_experts, self.vector(start))
-        fit = seeded(self.maximum(n_starts, generator, given, control), rng)
+        facts = partial(self._facts, (n_starts, given, max_iter, tol))
+        with remembered(checkpoint, facts, rng, control) as (generator, limits):
+            fit = seeded(self.maximum(n_starts, generator, given, limits), rng)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
         return self.penalised(fit)._reported(fit, kind, cov_options)
+
+    def _facts(self, options: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What tells a fit with these options from others."""
+        columns = (*self.problem.W.T, *self.problem.experts.sort_keys())
+        # Sizes of columns in working coordinates tell data apart; sums in another order differ in later digits only.
+        sizes = [f"{np.linalg.norm(column):.9e}" for column in columns]
+        return (self.formula.text, self.settings, self.layout.names, self.design.n, self.design.n_units, sizes, options)
 
     def _reported(self, fit: EMFit, kind: str, cov_options: dict[str, Any]) -> MEMoEResults:
         """Results of an estimate, with a covariance and all that a reader must know."""

@@ -1,6 +1,7 @@
 """Fits of Parquet files: time and memory from their sizes.
 
     python -m tests.benchmarks.partitions make FOLDER --rows 10000000      files of subjects with five visits each
+    python -m tests.benchmarks.partitions make FOLDER --rows 100000000 --visits 10
     python -m tests.benchmarks.partitions scan FOLDER                      a fit by mm.scan, phase by phase
     python -m tests.benchmarks.partitions memory FOLDER                    the same fit of the rows in memory
 
@@ -20,17 +21,19 @@ from mixmoe.mixed.model import MEMoE
 from mixmoe.mixed.partitioned import PartitionedMEMoE
 
 FORMULA = "y ~ time + x1 | gate: z1 + z2 | re: (1 + time | id)"
-VISITS = 5
-_SUBJECTS = 200_000  # of one file
+_FILE_ROWS = 1_000_000
+_TYPES = {"id": "int32", "z2": "int8"} | dict.fromkeys(("y", "time", "x1", "z1"), "float32")  # half of the disk
 
 
-def make(folder, rows):
+def make(folder, rows, visits):
     """Files in which each subject's visits stand together."""
     folder.mkdir(parents=True, exist_ok=True)
-    for i, first in enumerate(range(0, rows // VISITS, _SUBJECTS)):
-        n = min(_SUBJECTS, rows // VISITS - first)
-        data = mm.simulate.memoe("separated", n_subjects=n, n_visits=VISITS, rng=i + 1).data.drop(columns="expert")
-        data.assign(id=data["id"] + first).to_parquet(folder / f"visits{i:05d}.parquet", index=False)
+    subjects, of_file = rows // visits, _FILE_ROWS // visits
+    for i, first in enumerate(range(0, subjects, of_file)):
+        n = min(of_file, subjects - first)
+        data = mm.simulate.memoe("separated", n_subjects=n, n_visits=visits, rng=i + 1).data.drop(columns="expert")
+        data = data.assign(id=data["id"] + first).astype(_TYPES)
+        data.to_parquet(folder / f"visits{i:05d}.parquet", index=False)
 
 
 def measured(build):
@@ -56,9 +59,10 @@ def main():
     parser.add_argument("what", choices=("make", "scan", "memory"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--visits", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.what == "make":
-        make(arguments.folder, arguments.rows)
+        make(arguments.folder, arguments.rows, arguments.visits)
     elif arguments.what == "scan":
         measured(lambda: PartitionedMEMoE(FORMULA, mm.scan(arguments.folder), 2))
     else:
