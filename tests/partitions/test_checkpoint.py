@@ -127,7 +127,7 @@ def test_what_is_no_checkpoint_of_this_fit_is_refused(visits, tmp_path):
     text = path.read_bytes()
     assert text.count(b"0.") > 100
     path.write_bytes(text.replace(b"0.", b"1.", 50))
-    with pytest.raises(ArgumentError, match="line [0-9]+ of the checkpoint .* is damaged"):
+    with pytest.raises(ArgumentError, match=r"line [0-9]+ of the checkpoint .* is damaged"):
         fitted(visits, checkpoint=path)
     path.write_text("id,y\n1,2\n")
     with pytest.raises(ArgumentError, match="no journal of mixmoe"):
@@ -139,9 +139,9 @@ def test_what_is_no_checkpoint_of_this_fit_is_refused(visits, tmp_path):
 
 
 def test_rows_in_memory_functions_and_a_generator_are_continued_too(tmp_path, monkeypatch):
-    data = mm.simulate.memoe("single", n_subjects=60, rng=1).data
-    data["y"] += 3 * np.sin(2 * data["time"])
-    formula, options = "y ~ s(time, k=5) | re: (1 | id)", {"experts": 1, "checkpoint": tmp_path / "c"}
+    data = mm.simulate.memoe("single", n_subjects=60, n_visits=12, rng=1).data
+    data["y"] += 2 * np.sin(data["time"])
+    formula, options = "y ~ s(time, k=8) | re: (1 | id)", {"experts": 1, "checkpoint": tmp_path / "c"}
     known = mm.fit(formula, data, experts=1, rng=np.random.default_rng(3))
     monkeypatch.setattr(ascents, "_EVERY", 0.0)
     for _ in range(2):
