@@ -19,7 +19,9 @@ _NO_NOISE = 1e-10  # of the size of the response, a residual that is none
 _NOTHING_LEFT = 1e-7  # the same where it is known from cross-products, which lose half of the digits
 
 
-def coordinates_of_sums(sums: Sums, kept: NDArray[np.intp], s: Structure, design: StreamedDesign) -> Coordinates:
+def coordinates_of_sums(
+    sums: Sums, kept: NDArray[np.intp], s: Structure, design: StreamedDesign, gaussian: bool
+) -> Coordinates:
     """Working coordinates from triangles of all rows; see `mixmoe.mixed.options.coordinates_of`.
 
     Parameters
@@ -29,11 +31,13 @@ def coordinates_of_sums(sums: Sums, kept: NDArray[np.intp], s: Structure, design
         Places of the expert columns that are no combination of others.
     s : Structure
     design : StreamedDesign
+    gaussian : bool
+        Whether the response is normal, and has working coordinates too.
 
     Raises
     ------
     DesignError
-        If the expert columns reproduce the response exactly.
+        If the expert columns reproduce a Gaussian response exactly.
     """
     n, near = design.n, sums.reference
     weight = sums.weight / n
@@ -44,6 +48,15 @@ def coordinates_of_sums(sums: Sums, kept: NDArray[np.intp], s: Structure, design
     expert = _with_signs(
         orthogonal_columns(X, ~s.common) * np.sqrt(len(X) / n), sums.first.expert[:, kept] / root, order, n
     )
+    Z = sums.random @ near.random / np.sqrt(weight)
+    if s.correlated:
+        whole = orthogonal_columns(Z, np.ones(Z.shape[1], dtype=bool)) * np.sqrt(max(len(Z), 1) / n)
+        random = _with_signs(whole, sums.first.random / root, np.arange(Z.shape[1]), n)
+    else:
+        random = np.diag(np.sqrt((Z**2).sum(axis=0) / n))
+    gate = orthogonal_columns(design.gate, np.ones(design.gate.shape[1], dtype=bool))
+    if not gaussian:
+        return Coordinates(np.zeros(len(expert)), 1.0, expert, random, gate)
     Q = apply_inverse(X, expert)
     inside = Q.T @ y / n
     left = y - Q @ inside
@@ -54,13 +67,6 @@ def coordinates_of_sums(sums: Sums, kept: NDArray[np.intp], s: Structure, design
     # What is left out as superfluous has a coefficient of zero: its part of the reference goes to the others.
     center = np.linalg.lstsq(X, rows[:, :-1] @ (near.expert @ near.center), rcond=None)[0]
     center = center + near.scale * np.linalg.solve(expert, inside)
-    Z = sums.random @ near.random / np.sqrt(weight)
-    if s.correlated:
-        whole = orthogonal_columns(Z, np.ones(Z.shape[1], dtype=bool)) * np.sqrt(max(len(Z), 1) / n)
-        random = _with_signs(whole, sums.first.random / root, np.arange(Z.shape[1]), n)
-    else:
-        random = np.diag(np.sqrt((Z**2).sum(axis=0) / n))
-    gate = orthogonal_columns(design.gate, np.ones(design.gate.shape[1], dtype=bool))
     return Coordinates(center, scale, expert, random, gate, weight=weight)
 
 

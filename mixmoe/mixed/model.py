@@ -20,7 +20,7 @@ from mixmoe.inference.uncertainty import ParamCov, checked_cov_type
 from mixmoe.loading import restored
 from mixmoe.mixed.degeneracy import CATEGORIES, uncertainty_flags, with_label_flag
 from mixmoe.mixed.end_points import with_integral_flag
-from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
+from mixmoe.mixed.error_structure import ErrorOptions, ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
 from mixmoe.mixed.estimation import Estimation
 from mixmoe.mixed.likelihood.observed import Problem, evaluate, restriction, subject_logliks
 from mixmoe.mixed.likelihood.serial import ErrorKind
@@ -290,7 +290,7 @@ class MEMoE(Estimation):
         coordinates = self._coordinates(structure)
         self.errors: ErrorSetup | None = None
         if self._options is not None:
-            self.errors = build_errors(self.design, self._options, self.settings["residual"], coordinates.scale)
+            self.errors = self._errors_of_design(self._options, coordinates.scale)
             structure = replace(structure, extras=self.errors.extras)
             coordinates = replace(coordinates, log_sigma=self.errors.shift)
         if self.design.smooths:
@@ -309,6 +309,9 @@ class MEMoE(Estimation):
     def _coordinates(self, structure: Structure) -> Coordinates:
         return coordinates_of(self.design, structure, self.response)
 
+    def _errors_of_design(self, options: ErrorOptions, response_unit: float) -> ErrorSetup:
+        return build_errors(self.design, options, self.settings["residual"], response_unit)
+
     def _problem_of_design(self) -> Any:
         return self._problem(self.design)
 
@@ -326,9 +329,16 @@ class MEMoE(Estimation):
         return design
 
     def _problem(self, design: Design) -> Problem:
+        return self._with_gate(self._experts(design), design.gate)
+
+    def _experts(self, design: Design) -> Any:
+        """The likelihood of the responses of a design."""
         c = self.coordinates
-        experts = experts_of(design, self.response, c) if self.errors is None else self.errors.experts(design, c)
-        W, restricted = apply_inverse(design.gate, c.gate), self.settings["method"] == "reml"
+        return experts_of(design, self.response, c) if self.errors is None else self.errors.experts(design, c)
+
+    def _with_gate(self, experts: Any, gate: Array) -> Problem:
+        """The likelihood of experts and a gate of covariates of shape (N, m)."""
+        W, restricted = apply_inverse(gate, self.coordinates.gate), self.settings["method"] == "reml"
         return Problem(self.structure, experts, W, self.gate_penalty, restricted)
 
     def fit(

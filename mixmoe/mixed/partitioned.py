@@ -1,6 +1,8 @@
 """A MEMoE of data in partitions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,22 +11,26 @@ from numpy.typing import NDArray
 
 from mixmoe.design.beside import BESIDE, check_clusters
 from mixmoe.design.complete_rows import Dropped
+from mixmoe.design.design import Design
 from mixmoe.design.frame import exact
 from mixmoe.design.frame import units_of as labelled_units
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.inference.uncertainty import ParamCov
+from mixmoe.mixed.error_structure import ErrorOptions, ErrorSetup, build_errors, times_of
 from mixmoe.mixed.from_moments import check_identified, coordinates_of_sums, experts_of_sums
+from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.model import MEMoE
-from mixmoe.mixed.options import coordinates_of
+from mixmoe.mixed.options import ResponseModel, check_response, coordinates_of
+from mixmoe.mixed.options import check_identified as check_identified_by_rows
 from mixmoe.mixed.parameters import Coordinates, Structure
-from mixmoe.mixed.partitioned_results import PartitionedResults, Subjects
+from mixmoe.mixed.partitioned_results import PartitionedGLMMResults, PartitionedResults, Subjects
 from mixmoe.mixture.estimate import EMFit
-from mixmoe.numerics.linalg import apply_inverse
 from mixmoe.output.saved import SavedFit
+from mixmoe.partitions.gathered import gather, joined_on_disk, of_run, runs
 from mixmoe.partitions.moments import Sums
 from mixmoe.partitions.scan import Partitions
-from mixmoe.partitions.streamed import Kept, Streamed, restored, stream
+from mixmoe.partitions.streamed import Kept, Streamed, restored, stream, units_of
 from mixmoe.partitions.survey import Source
 
 
@@ -34,15 +40,16 @@ class PartitionedMEMoE(MEMoE):
     Raises
     ------
     ArgumentError
-        For what needs the rows of a subject beside one another: other responses than Gaussian ones, errors that are not
-        independent and normal.
+        For what partitions do not tell: ordered categories, ``sigma:``, several groupings, functions.
     DesignError
         If the data do not fit the formula.
 
     Notes
     -----
     Design, starts, estimates, standard errors and tests are those of the same rows in memory; figures are drawn from a
-    random sample of subjects.
+    random sample of subjects. Of Gaussian responses with independent normal errors the cross-products of each subject
+    are in memory. Other likelihoods need her rows: the columns in use are sorted by subject into temporary files, and
+    evaluations read them run by run.
     """
 
     design: Any  # a StreamedDesign: it has no rows, and what needs them is overridden
@@ -56,8 +63,9 @@ class PartitionedMEMoE(MEMoE):
                     f"{type(options[name]).__name__}, whose values belong to no partition"
                 )
         self._sums: Sums | None = None
+        self._rows: Design | None = None
         super().__init__(formula, data, experts, **options)
-        self._sums = None  # their content is in the moments
+        self._sums = self._rows = None  # their content is in the likelihood
 
     def _build(self, data: Any, options: Mapping[str, Any]) -> Any:
         """The design, after refusing what moments do not hold."""
@@ -67,25 +75,39 @@ class PartitionedMEMoE(MEMoE):
         if isinstance(data, Kept):
             self.source = None
             return restored(self.formula, data, options["context"], options["aux"])
-        made: Streamed = stream(self.formula, data, options["context"], options["aux"])
-        self._sums, self.source = made.sums, made.source
-        return made.design
+        gaussian = self.response.gaussian
+        made: Streamed = stream(self.formula, data, options["context"], options["aux"], gaussian)
+        self._sums, self.source, design = made.sums, made.source, made.design
+        if not gaussian or self._options is not None:
+            check = partial(_check_rows, response=self.response, errors=self._options)
+            self._rows = gather(design.recipe, made.source, design.sample, units_of(design), check)
+        return design
 
     def _check_identified(self) -> None:
-        if self._sums is not None:
+        if self._sums is None:  # read from a file
+            return
+        if self.response.gaussian:
             check_identified(self.design, self._sums, self.n_experts)
+        else:
+            check_identified_by_rows(self._rows, self.n_experts, self.response)
 
     def _coordinates(self, structure: Structure) -> Coordinates:
         if self._sums is None:
             return coordinates_of(self.design.sample, structure, self.response)
-        return coordinates_of_sums(self._sums, self._kept, structure, self.design)
+        return coordinates_of_sums(self._sums, self._kept, structure, self.design, self.response.gaussian)
+
+    def _errors_of_design(self, options: ErrorOptions, response_unit: float) -> ErrorSetup:
+        design = self.design.sample if self._rows is None else self._rows
+        return build_errors(design, options, self.settings["residual"], response_unit)
 
     def _problem_of_design(self) -> Problem | None:
         if self._sums is None:
             return None
-        c, restricted = self.coordinates, self.settings["method"] == "reml"
-        experts = experts_of_sums(self._sums, self._kept, c)
-        return Problem(self.structure, experts, apply_inverse(self.design.gate, c.gate), self.gate_penalty, restricted)
+        if self._rows is None:
+            experts: Any = experts_of_sums(self._sums, self._kept, self.coordinates)
+        else:
+            experts = experts_in_files(self._rows, self._experts)
+        return self._with_gate(experts, self.design.gate)
 
     @property
     def _kept(self) -> NDArray[np.intp]:
@@ -172,13 +194,13 @@ class PartitionedMEMoE(MEMoE):
 
     def results(self, fit: EMFit, cov: ParamCov) -> PartitionedResults:
         """An estimate of this model as results."""
-        return PartitionedResults(self, fit, cov)
+        return (PartitionedResults if self.response.gaussian else PartitionedGLMMResults)(self, fit, cov)
 
     def on_sample(self) -> MEMoE:
         """The model with the rows of the sample of subjects for its data."""
         other = MEMoE.__new__(MEMoE)
         # All attributes but those of partitions; the constructor would build a design of other columns.
-        own = ("design", "source", "_sums", "_problem_of_all")
+        own = ("design", "source", "_sums", "_rows", "_problem_of_all")
         vars(other).update({name: value for name, value in vars(self).items() if name not in own})
         other.design = self.design.sample
         other.problem = self._problem(self.design.sample)
@@ -194,21 +216,32 @@ def _kept(saved: SavedFit) -> Kept:
 
 
 def _refuse_rows(model: MEMoE) -> None:
-    """Refuse models that need the rows of a subject beside one another."""
-    instead = "sums over rows are all that is kept of partitions; pass a frame of the rows instead"
-    if not model.response.gaussian:
-        raise ArgumentError(
-            f"partitioned data are for family='gaussian', got family={model.response.name!r}, whose likelihood needs "
-            f"the rows of each subject: {instead}"
-        )
-    if model._options is not None and not model._options.plain:
-        raise ArgumentError(
-            f"errors={model._options.kind!r}, errors_dist={model._options.dist!r} need the rows of each subject beside "
-            f"one another: {instead}"
-        )
+    """Refuse models that partitions do not tell enough for."""
+    instead = "pass a frame of the rows instead"
+    if model.response.name == "ordinal":
+        raise ArgumentError(f"family='ordinal' needs the levels of all rows before its columns: {instead}")
     if model.formula.sigma:
-        raise ArgumentError(f"the section 'sigma:' needs the rows of each subject: {instead}")
+        raise ArgumentError(f"the section 'sigma:' is not there for partitioned data: {instead}")
     if model.formula.further:
         raise ArgumentError(f"several groupings in re: need the rows of each subject: {instead}")
     if model.formula.vary is not None:
         raise ArgumentError(f"the section 'vary:' needs penalised functions of the rows: {instead}")
+
+
+def _check_rows(design: Design, response: ResponseModel, errors: ErrorOptions | None) -> None:
+    """Refuse responses and times that a likelihood does not allow, of the rows of a part."""
+    check_response(design, response)
+    if errors is not None:
+        times_of(design, errors)
+
+
+def experts_in_files(design: Design, make: Callable[[Design], Any]) -> Any:
+    """Experts of all rows, whose arrays lie in files, from those that `make` makes of runs of subjects."""
+
+    def rows_of(run: Design) -> Any:
+        rows = make(run).rows
+        # A sparse form of many columns would be in memory.
+        return replace(rows, X=Columns(rows.X.dense))
+
+    first = make(of_run(design, next(runs(design))))
+    return replace(first, rows=joined_on_disk(design, rows_of))

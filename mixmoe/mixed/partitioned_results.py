@@ -18,7 +18,7 @@ from mixmoe.design.design import Design
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError, MissingExtraError
 from mixmoe.families import Effects
-from mixmoe.mixed.results import MEMoEResults
+from mixmoe.mixed.results import GLMMResults, MEMoEResults
 from mixmoe.output.predictions import IntervalOf, Kind, Scale
 from mixmoe.output.records import Curve, Marks, Observed, Panel
 from mixmoe.output.saved import SavedFit, SavedRows, write
@@ -195,7 +195,7 @@ class PartitionedResults(MEMoEResults):
         design = self.model.design
         places = design.labels.get_indexer(pd.Index(design.sample.labels))
         fit = replace(self.em, responsibilities=self.em.responsibilities[places])
-        return called(MEMoEResults(self.model.on_sample(), fit, self.cov), self.shown_names)
+        return called(self.model.on_sample().results(fit, self.cov), self.shown_names)
 
     def predict(  # type: ignore[override]
         self,
@@ -361,3 +361,7 @@ class PartitionedResults(MEMoEResults):
             shown=self.shown_names,
         )
         write(path, saved)
+
+
+class PartitionedGLMMResults(PartitionedResults, GLMMResults):
+    """A fitted mixture of generalised linear mixed models of partitioned data, see `PartitionedResults`."""

@@ -13,8 +13,10 @@ from mixmoe._typing import Array
 from mixmoe.design import formulaic_engine
 from mixmoe.design.beside import split_subject
 from mixmoe.design.checks import check_finite
-from mixmoe.design.complete_rows import without_rows
+from mixmoe.design.complete_rows import Rows, without_rows
 from mixmoe.design.design import auxiliary
+from mixmoe.design.formulaic_engine import Materialized
+from mixmoe.design.frame import FrameView
 from mixmoe.design.recipe import Recipe, formula_frame
 from mixmoe.errors import DesignError
 from mixmoe.partitions.scan import Part
@@ -226,8 +228,8 @@ class Sums:
     Attributes
     ----------
     subjects : BySubject
-        Sums: number of rows, log weights, then products of working response, expert and random columns, see
-        `packed_products`. Constant: columns of the gate.
+        Sums: number of rows; of a normal response log weights, then products of working response, expert and random
+        columns, see `packed_products`. Constant: columns of the gate.
     expert : ndarray, shape (p + 1, p + 1)
         R of expert columns and response near the reference, rows times the roots of their weights.
     shifted : ndarray, shape (p, p)
@@ -324,7 +326,46 @@ class PartSums:
     first: FirstRows
 
 
-def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Reference) -> PartSums | None:
+@dataclass(frozen=True, slots=True)
+class PartColumns:
+    """Columns of the complete rows of one part, sorted by subject.
+
+    Attributes
+    ----------
+    frame : FrameView
+        The part.
+    rows : Rows
+    built : Materialized
+    """
+
+    frame: FrameView
+    rows: Rows
+    built: Materialized
+
+
+def columns_of_part(part: Part, recipe: Recipe, types: Mapping[str, Any]) -> PartColumns | None:
+    """Columns of one part; None if no row is complete. To be called where errors name the partition.
+
+    Raises
+    ------
+    DesignError
+        If a column is not finite.
+    """
+    here = complete_rows(recipe, part, types)
+    if here.rows is None:
+        return None
+    columns = formula_frame(here.rows, recipe)
+    built = formulaic_engine.rematerialize(columns, recipe.specs, recipe.sections, recipe.context)
+    if len(built.bad_rows) == here.rows.n:
+        return None
+    rows = without_rows(here.rows, built.bad_rows, built.bad_terms, here.frame.n_rows)
+    check_finite(built, rows, here.frame, recipe)
+    return PartColumns(here.frame, rows, built)
+
+
+def sum_part(
+    part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Reference, gaussian: bool
+) -> PartSums | None:
     """What the second pass finds in one part; None if no row is complete.
 
     Raises
@@ -335,17 +376,14 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
         If a subject lies in more than one cluster.
     """
     with part.named():
-        here = complete_rows(recipe, part, types)
-        if here.rows is None:
+        found = columns_of_part(part, recipe, types)
+        if found is None:
             return None
-        columns = formula_frame(here.rows, recipe)
-        built = formulaic_engine.rematerialize(columns, recipe.specs, recipe.sections, recipe.context)
-        if len(built.bad_rows) == here.rows.n:
-            return None
-        rows = without_rows(here.rows, built.bad_rows, built.bad_terms, here.frame.n_rows)
-        check_finite(built, rows, here.frame, recipe)
-        beside = auxiliary(recipe, rows, here.frame)
-    weights, offset = beside.get("weights", np.ones(rows.n)), beside.get("offset", np.zeros(rows.n))
+        rows, built = found.rows, found.built
+        beside = auxiliary(recipe, rows, found.frame)
+    # Only of a normal response weights scale the rows; in other families they multiply log-densities.
+    weights = beside.get("weights", np.ones(rows.n)) if gaussian else np.ones(rows.n)
+    offset = beside.get("offset", np.zeros(rows.n))
     y, X, Z = built.matrices["response"][:, 0], built.matrices["expert"], built.matrices["random"]
     p, q = X.shape[1], Z.shape[1]
     near = np.empty((1 + p + q, len(y)))
@@ -363,7 +401,6 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
     gate = built.matrices["gate"].T
     first = gate[:, starts]
     away = np.maximum.reduceat(np.abs(gate - np.repeat(first, counts, axis=1)), starts, axis=1)
-    log_weight = np.add.reduceat(np.log(weights), starts)
     labels = pd.Index(rows.keys[group_of(recipe)].iloc[starts])
     clusters = None
     if "cluster" in recipe.aux:
@@ -372,7 +409,9 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
         split = np.flatnonzero(codes != np.repeat(codes[starts], counts))
         if split.size:
             raise split_subject(labels[rows.codes[split[0]]])
-    sums = (counts.astype(float), log_weight, *packed_products(near, starts))
+    sums: tuple[Array, ...] = (counts.astype(float),)
+    if gaussian:
+        sums = (*sums, np.add.reduceat(np.log(weights), starts), *packed_products(near, starts))
     return PartSums(
         subjects=BySubject(labels, sums, tuple(first), tuple(away), clusters),
         expert=_triangle(np.column_stack([near[1 : 1 + p].T, near[0]])),
@@ -389,8 +428,16 @@ def _triangle(X: Array) -> Array:
     return np.asarray(np.linalg.qr(X, mode="r"))
 
 
-def accumulate(recipe: Recipe, source: Source, reference: Reference) -> Sums:
+def accumulate(recipe: Recipe, source: Source, reference: Reference, gaussian: bool) -> Sums:
     """The second pass, see `Sums`.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    source : Source
+    reference : Reference
+    gaussian : bool
+        Whether the response is normal. Of others no cross-products are taken, and rows are not weighted.
 
     Raises
     ------
@@ -401,7 +448,7 @@ def accumulate(recipe: Recipe, source: Source, reference: Reference) -> Sums:
     shifted: Array | None = None
     first: FirstRows | None = None
     R, S = np.zeros((0, len(reference.expert) + 1)), np.zeros((0, len(reference.random)))
-    task = partial(sum_part, recipe=recipe, types=source.types, reference=reference)
+    task = partial(sum_part, recipe=recipe, types=source.types, reference=reference, gaussian=gaussian)
     for part in source.data.mapped(task, source.columns):
         if part is None:
             continue

@@ -5,6 +5,8 @@
 2. Moments: cross-products of each subject's columns, which add over rows, so that a subject may be spread over
    partitions; triangles of all rows, for redundant columns and working coordinates.
 
+Likelihoods that no cross-products give need a third pass, see `mixmoe.partitions.gathered`.
+
 Columns are those that the design of all rows in memory has, but for the rounding of merged means.
 """
 
@@ -111,7 +113,11 @@ class Streamed:
 
 
 def stream(
-    formula: MoEFormula, data: Partitions, context: Mapping[str, Any] | None, aux: Mapping[str, str]
+    formula: MoEFormula,
+    data: Partitions,
+    context: Mapping[str, Any] | None,
+    aux: Mapping[str, str],
+    gaussian: bool = True,
 ) -> Streamed:
     """The design of partitioned data, in two passes.
 
@@ -123,6 +129,8 @@ def stream(
         Functions, which must be ufuncs or `numpy.vectorize`d, and constants that the formula may use.
     aux : mapping of str to str
         Columns of offset, weights and clusters.
+    gaussian : bool
+        Whether the response is normal, see `mixmoe.partitions.moments.accumulate`.
 
     Raises
     ------
@@ -143,7 +151,7 @@ def stream(
     source = replace(source, types=found.types)
     near = replay(made.recipe, found.sample, response=True)
     y = np.asarray(near.response) - offset_of(near)
-    sums = accumulate(made.recipe, source, reference_of(y, near.expert, near.random))
+    sums = accumulate(made.recipe, source, reference_of(y, near.expert, near.random), gaussian)
     check_size(near.names.response, sums.largest)
     counts = sums.subjects.sums[0].astype(np.intp)
     check_effects(near.names.random, dependent(*_triangles(sums.random, sums.reference.random)), int(counts.max()))
