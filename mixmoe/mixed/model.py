@@ -420,7 +420,7 @@ class MEMoE(Estimation):
     def _reported(self, fit: EMFit, kind: str, cov_options: dict[str, Any]) -> MEMoEResults:
         """Results of an estimate, with a covariance and all that a reader must know."""
         fit = with_integral_flag(fit, self.problem, self.coordinates, self.working(fit.params), self.layout)
-        fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates)
+        fit = self._with_label_flag(fit)
         warn_flags(fit.flags, CATEGORIES)
         try:
             cov = self.covariance(fit, kind, **cov_options)
@@ -430,6 +430,10 @@ class MEMoE(Estimation):
         more = uncertainty_flags(self.layout, fit.params, cov)
         warn_flags(more, CATEGORIES)
         return self.results(replace(fit, flags=(*fit.flags, *more)), cov)
+
+    def _with_label_flag(self, fit: EMFit) -> EMFit:
+        """The fit, with a flag if labels could be exchanged within cells."""
+        return with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates)
 
     def loglike(self, params: Any) -> float:
         """Log-likelihood at reported parameters, by name or in the order of the layout; the restricted one of REML."""

@@ -16,8 +16,10 @@ from mixmoe.design.frame import exact
 from mixmoe.design.frame import units_of as labelled_units
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.inference.uncertainty import ParamCov
+from mixmoe.mixed.degeneracy import separation_flags, with_label_flag
 from mixmoe.mixed.error_structure import ErrorOptions, ErrorSetup, build_errors, times_of
 from mixmoe.mixed.from_moments import check_identified, coordinates_of_sums, experts_of_sums
+from mixmoe.mixed.information import Boundary
 from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.model import MEMoE
@@ -25,7 +27,7 @@ from mixmoe.mixed.options import ResponseModel, check_response, coordinates_of
 from mixmoe.mixed.options import check_identified as check_identified_by_rows
 from mixmoe.mixed.parameters import Coordinates, Structure
 from mixmoe.mixed.partitioned_results import PartitionedGLMMResults, PartitionedResults, Subjects
-from mixmoe.mixture.estimate import EMFit
+from mixmoe.mixture.estimate import EMFit, Flag
 from mixmoe.output.saved import SavedFit
 from mixmoe.partitions.gathered import gather, joined_on_disk, of_run, runs
 from mixmoe.partitions.moments import Sums
@@ -88,7 +90,7 @@ class PartitionedMEMoE(MEMoE):
             return
         if self.response.gaussian:
             check_identified(self.design, self._sums, self.n_experts)
-        else:
+        elif self._rows is not None:
             check_identified_by_rows(self._rows, self.n_experts, self.response)
 
     def _coordinates(self, structure: Structure) -> Coordinates:
@@ -113,6 +115,16 @@ class PartitionedMEMoE(MEMoE):
     def _kept(self) -> NDArray[np.intp]:
         """Places of the expert columns that are no combination of others."""
         return np.flatnonzero(self.design.recipe.kept["expert"])
+
+    def _separation(self, at: Boundary) -> tuple[Flag, ...]:
+        """Flags of infinite coefficients, which are found with all subjects and told by rows of the sample."""
+        sample = self.design.sample
+        return separation_flags(sample, self.problem, self.coordinates, at, self.design.places_of_sample)
+
+    def _with_label_flag(self, fit: EMFit) -> EMFit:
+        """The fit, with a flag if labels could be exchanged within cells: judged by the subjects of the sample."""
+        sample = self.on_sample()
+        return with_label_flag(fit, sample.design, sample.problem, self.working(fit.params), self.coordinates)
 
     @property
     def problem(self) -> Problem:

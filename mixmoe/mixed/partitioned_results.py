@@ -192,8 +192,7 @@ class PartitionedResults(MEMoEResults):
             With `fitted`, `resid`, `diagnose` and whatever needs rows, of these subjects. The sample holds all rows of
             at most 2,000 subjects and 200,000 rows; it is the same in whatever order rows come.
         """
-        design = self.model.design
-        places = design.labels.get_indexer(pd.Index(design.sample.labels))
+        places = self.model.design.places_of_sample
         fit = replace(self.em, responsibilities=self.em.responsibilities[places])
         return called(self.model.on_sample().results(fit, self.cov), self.shown_names)
 

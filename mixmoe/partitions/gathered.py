@@ -208,7 +208,7 @@ def joined_on_disk(design: Design, make: Callable[[Design], Record]) -> Record:
             whole = _in_files(part, design)
         for to, values in zip(_arrays(whole), _arrays(part), strict=True):
             to[..., rows_of_run(design, subjects)] = values
-    return whole  # type: ignore[no-any-return]
+    return whole
 
 
 def _in_files(record: Any, design: Design) -> Any:

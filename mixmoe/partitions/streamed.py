@@ -87,6 +87,11 @@ class StreamedDesign:
         return len(self.counts)
 
     @property
+    def places_of_sample(self) -> NDArray[np.intp]:
+        """The subjects of the sample among all."""
+        return self.labels.get_indexer(pd.Index(self.sample.labels))
+
+    @property
     def n_uncounted(self) -> int:
         """Complete rows that were left out because their weight is zero."""
         return self.n_input - self.dropped.n_rows - self.n

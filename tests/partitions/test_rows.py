@@ -140,5 +140,21 @@ def test_what_rows_may_not_hold_is_refused_with_the_file(counts, tmp_path, monke
     with pytest.raises(ArgumentError, match="'sigma:' is not there for partitioned data"):
         fitted("y ~ x1 | re: (1 | id) | sigma: time", mm.scan(written(tmp_path, data, 30)))
     monkeypatch.setattr(gathered.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 100}))
-    with pytest.raises(ArgumentError, match="temporary file, and .* TMPDIR"):
+    with pytest.raises(ArgumentError, match=r"temporary file, and .* TMPDIR"):
         fitted(GATED, mm.scan(written(tmp_path, counts, 30)), family="poisson")
+
+
+@pytest.mark.parametrize(("preset", "expert"), [("separated", "time"), ("binary", "arm * time")])
+def test_flags_that_name_rows_are_told_by_those_of_the_sample(tmp_path, preset, expert):
+    data = mm.simulate.memoe(preset, n_subjects=80, rng=1).data
+    # One arm holds one expert, with binary responses no events either; labels could be exchanged in each.
+    data["arm"] = np.where((data["expert"] == 2) | (data["id"] % 2 == 0), "a", "b")
+    if preset == "binary":
+        data.loc[data["arm"] == "b", "y"] = 0.0
+    options = {"family": "binomial" if preset == "binary" else "gaussian", "experts": 2}
+    formula, pattern = f"y ~ {expert} | gate: arm | re: (0 | id)", written(tmp_path, data, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found, known = fitted(formula, mm.scan(pattern), **options), fitted(formula, data, **options)
+    assert {flag.code for flag in known.flags} & {"separated_gate", "separated_expert", "ambiguous_labels"}
+    assert [flag.message for flag in found.flags] == [flag.message for flag in known.flags]
