@@ -1,5 +1,7 @@
 """Working coordinates and likelihood of a MEMoE from cross-products of its subjects, without their rows."""
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,10 +9,11 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts
+from mixmoe.mixed.likelihood.spread import SpreadExperts, SpreadPart
 from mixmoe.mixed.options import check_numbers, exact_within, one_row_each, without_noise
 from mixmoe.mixed.parameters import Coordinates, Structure
 from mixmoe.numerics.linalg import apply_inverse, orthogonal_columns
-from mixmoe.partitions.moments import Reference, Sums, signs_in_memory, unpacked
+from mixmoe.partitions.moments import BySubject, Reference, Sums, signs_in_memory, unpacked
 from mixmoe.partitions.streamed import StreamedDesign
 from mixmoe.responses.distribution import constant_within
 
@@ -77,19 +80,35 @@ def _with_signs(A: Array, top: Array, order: NDArray[np.intp], n: int) -> Array:
     return signs[:, None] * A
 
 
-def experts_of_sums(sums: Sums, kept: NDArray[np.intp], c: Coordinates) -> GaussianExperts:
-    """Cross-products of every subject in working coordinates.
+def experts_of_sums(sums: Sums, kept: Mapping[str, NDArray[np.bool_]], c: Coordinates) -> Any:
+    """Cross-products of every subject in working coordinates, `SpreadExperts` where workers keep them.
 
     Parameters
     ----------
     sums : Sums
-    kept : ndarray of int, shape (p,)
-        Places of the expert columns that are no combination of others.
+    kept : mapping of str to ndarray of bool
+        Columns of experts and gate that are no combination of others.
     c : Coordinates
     """
-    near = sums.reference
-    M = _change(near, kept, c)
-    n, log_weight, *packed = sums.subjects.sums
+    M = _change(sums.reference, np.flatnonzero(kept["expert"]), c)
+    if sums.kept is None:
+        return _experts_of(sums.subjects, M, c)
+    parts = sums.kept.kept(partial(_part_of, M=M, c=c, gate=kept["gate"]))
+    return SpreadExperts(parts, sums.subjects.sums[0].astype(np.intp), np.cumsum(parts.mapped(_size)))
+
+
+def _part_of(subjects: BySubject, M: Array, c: Coordinates, gate: NDArray[np.bool_]) -> SpreadPart:
+    W = np.column_stack([values for values, used in zip(subjects.first, gate, strict=True) if used])
+    return SpreadPart(_experts_of(subjects, M, c), apply_inverse(W, c.gate))
+
+
+def _size(part: SpreadPart) -> int:
+    return part.experts.n_subjects
+
+
+def _experts_of(subjects: BySubject, M: Array, c: Coordinates) -> GaussianExperts:
+    """Cross-products of subjects, from those near the reference by a change of columns, see `_change`."""
+    n, log_weight, *packed = subjects.sums
     N, p, q = n.size, len(c.expert), len(c.random)
     x, z = slice(1, 1 + p), slice(1 + p, 1 + p + q)
     out = GaussianExperts(
@@ -149,14 +168,7 @@ def _check_within(design: StreamedDesign, sums: Sums) -> None:
     constant, response = np.zeros(width), np.zeros(width)
     constant[1 + len(near.expert) :] = near.random[:, design.names.random.index("Intercept")]
     response[0], response[1 : 1 + len(near.expert)] = near.scale, near.expert @ near.center
-    within, whole = np.zeros((width, width)), np.zeros((width, width))
-    n, _, *packed = sums.subjects.sums
-    for start in range(0, n.size, _RUN):
-        gram = unpacked(tuple(packed), slice(start, min(start + _RUN, n.size)))
-        along = np.einsum("abn,b->an", gram, constant)
-        whole += gram.sum(axis=2)
-        # Around the weighted mean of each subject.
-        within += gram.sum(axis=2) - (along / (constant @ along)) @ along.T
+    whole, within = np.sum(sums.over_subjects(partial(_whole_and_within, constant=constant)), axis=0)
     size = np.sqrt(response @ whole @ response)
     if np.sqrt(max(float(response @ within @ response), 0.0)) <= _NOTHING_LEFT * size:
         raise constant_within(design.names.response)
@@ -164,3 +176,16 @@ def _check_within(design: StreamedDesign, sums: Sums) -> None:
     left[x] -= np.linalg.lstsq(within[x, x], within[x] @ response, rcond=None)[0]
     if np.sqrt(max(float(left @ within @ left), 0.0)) <= _NOTHING_LEFT * size:
         raise exact_within(design.names.response)
+
+
+def _whole_and_within(subjects: BySubject, constant: Array) -> Array:
+    """Sums of products over subjects, as they are and around the weighted mean of each, shape (2, w, w)."""
+    width = constant.size
+    out = np.zeros((2, width, width))
+    n, _, *packed = subjects.sums
+    for start in range(0, n.size, _RUN):
+        gram = unpacked(tuple(packed), slice(start, min(start + _RUN, n.size)))
+        along = np.einsum("abn,b->an", gram, constant)
+        out[0] += gram.sum(axis=2)
+        out[1] += gram.sum(axis=2) - (along / (constant @ along)) @ along.T
+    return out

@@ -22,6 +22,7 @@ from mixmoe.mixed.from_moments import check_identified, coordinates_of_sums, exp
 from mixmoe.mixed.information import Boundary
 from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.observed import Problem
+from mixmoe.mixed.likelihood.spread import SpreadExperts
 from mixmoe.mixed.model import MEMoE
 from mixmoe.mixed.options import ResponseModel, check_response, coordinates_of
 from mixmoe.mixed.options import check_identified as check_identified_by_rows
@@ -77,10 +78,10 @@ class PartitionedMEMoE(MEMoE):
         if isinstance(data, Kept):
             self.source = None
             return restored(self.formula, data, options["context"], options["aux"])
-        gaussian = self.response.gaussian
-        made: Streamed = stream(self.formula, data, options["context"], options["aux"], gaussian)
+        gaussian, by_rows = self.response.gaussian, not self.response.gaussian or self._options is not None
+        made: Streamed = stream(self.formula, data, options["context"], options["aux"], gaussian, spread=not by_rows)
         self._sums, self.source, design = made.sums, made.source, made.design
-        if not gaussian or self._options is not None:
+        if by_rows:
             check = partial(_check_rows, response=self.response, errors=self._options)
             self._rows = gather(design.recipe, made.source, design.sample, units_of(design), check)
         return design
@@ -106,15 +107,26 @@ class PartitionedMEMoE(MEMoE):
         if self._sums is None:
             return None
         if self._rows is None:
-            experts: Any = experts_of_sums(self._sums, self._kept, self.coordinates)
+            experts: Any = experts_of_sums(self._sums, self.design.recipe.kept, self.coordinates)
         else:
             experts = experts_in_files(self._rows, self._experts)
-        return self._with_gate(experts, self.design.gate)
+        problem = self._with_gate(experts, self.design.gate)
+        return here(problem) if problem.restricted else problem
 
     @property
     def _kept(self) -> NDArray[np.intp]:
         """Places of the expert columns that are no combination of others."""
         return np.flatnonzero(self.design.recipe.kept["expert"])
+
+    def fit(self, **options: Any) -> Any:
+        """Maximum likelihood estimates, see `MEMoE.fit`.
+
+        With a Dask client that is open the workers keep the cross-products of Gaussian responses while the model is
+        fitted, and evaluate the likelihood. Afterwards they are here, so that results need no cluster.
+        """
+        found = super().fit(**options)
+        self.problem = here(self.problem)
+        return found
 
     def _separation(self, at: Boundary) -> tuple[Flag, ...]:
         """Flags of infinite coefficients, which are found with all subjects and told by rows of the sample."""
@@ -217,6 +229,12 @@ class PartitionedMEMoE(MEMoE):
         other.design = self.design.sample
         other.problem = self._problem(self.design.sample)
         return other
+
+
+def here(problem: Problem) -> Problem:
+    """The likelihood with the subjects that workers keep brought here."""
+    experts = problem.experts
+    return replace(problem, experts=experts.here()) if isinstance(experts, SpreadExperts) else problem
 
 
 def _kept(saved: SavedFit) -> Kept:

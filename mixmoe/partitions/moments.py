@@ -1,9 +1,9 @@
 """The second pass over partitioned data: cross-products of each subject, and triangles of all rows."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,11 @@ from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView
 from mixmoe.design.recipe import Recipe, formula_frame
 from mixmoe.errors import DesignError
+from mixmoe.partitions.on_workers import OnWorkers
 from mixmoe.partitions.scan import Part
 from mixmoe.partitions.survey import Source, complete_rows, group_of
 
+Found = TypeVar("Found")
 _LEAST = 200_000  # subjects of parts that wait, below which joining them is not worth it
 
 
@@ -242,6 +244,8 @@ class Sums:
         Largest response.
     reference : Reference
     first : FirstRows
+    kept : OnWorkers or None
+        Of `BySubject`, in the order of the subjects, where workers keep the products; `subjects` then have none.
     """
 
     subjects: BySubject
@@ -252,6 +256,11 @@ class Sums:
     largest: float
     reference: Reference
     first: "FirstRows"
+    kept: OnWorkers | None = None
+
+    def over_subjects(self, task: Callable[[BySubject], Found]) -> list[Found]:
+        """What a task finds of the subjects, in their order: of all here, or part by part where they are kept."""
+        return [task(self.subjects)] if self.kept is None else self.kept.mapped(task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,7 +437,9 @@ def _triangle(X: Array) -> Array:
     return np.asarray(np.linalg.qr(X, mode="r"))
 
 
-def accumulate(recipe: Recipe, source: Source, reference: Reference, gaussian: bool) -> Sums:
+def accumulate(
+    recipe: Recipe, source: Source, reference: Reference, gaussian: bool, labels: NDArray[Any] | None = None
+) -> Sums:
     """The second pass, see `Sums`.
 
     Parameters
@@ -438,6 +449,8 @@ def accumulate(recipe: Recipe, source: Source, reference: Reference, gaussian: b
     reference : Reference
     gaussian : bool
         Whether the response is normal. Of others no cross-products are taken, and rows are not weighted.
+    labels : ndarray, optional
+        Those of a sample of subjects. With them products stay with the workers of a cluster, if there is one.
 
     Raises
     ------
@@ -449,10 +462,13 @@ def accumulate(recipe: Recipe, source: Source, reference: Reference, gaussian: b
     first: FirstRows | None = None
     R, S = np.zeros((0, len(reference.expert) + 1)), np.zeros((0, len(reference.random)))
     task = partial(sum_part, recipe=recipe, types=source.types, reference=reference, gaussian=gaussian)
-    for part in source.data.mapped(task, source.columns):
+    kept = None if labels is None else source.data.kept(task, source.columns)
+    parts = source.data.mapped(task, source.columns) if kept is None else iter(kept.mapped(_without_subjects))
+    for part in parts:
         if part is None:
             continue
-        gathering.add(part.subjects)
+        if kept is None:
+            gathering.add(part.subjects)
         # R of all rows is that of the triangles so far and of the rows that come.
         R, S = _triangle(np.vstack([R, part.expert])), _triangle(np.vstack([S, part.random]))
         shifted = part.shifted if shifted is None else shifted
@@ -460,4 +476,44 @@ def accumulate(recipe: Recipe, source: Source, reference: Reference, gaussian: b
         weight, largest = weight + part.weight, max(largest, part.largest)
     if shifted is None or first is None:
         raise DesignError("no row is complete, where some were before; the data have changed meanwhile, fit again")
-    return Sums(gathering.whole(), R, shifted, S, weight, largest, reference, first)
+    if kept is None or labels is None:
+        return Sums(gathering.whole(), R, shifted, S, weight, largest, reference, first)
+    by_subject = _by_subject(kept, labels)
+    known = by_subject.mapped(_without_products)
+    return Sums(join(known), R, shifted, S, weight, largest, reference, first, by_subject)
+
+
+def _without_subjects(part: PartSums | None) -> PartSums | None:
+    """What the second pass finds of all rows of a part."""
+    return None if part is None else replace(part, subjects=_first_of(part.subjects, 0))
+
+
+def _first_of(subjects: BySubject, n: int, start: int = 0) -> BySubject:
+    """Some consecutive subjects."""
+    at = slice(start, n)
+    parts = (tuple(values[at] for values in getattr(subjects, name)) for name in ("sums", "first", "away"))
+    return BySubject(subjects.labels[at], *parts, None if subjects.clusters is None else subjects.clusters[at])
+
+
+def _without_products(subjects: BySubject) -> BySubject:
+    """Number of rows, gate and cluster of subjects."""
+    return replace(subjects, sums=subjects.sums[:1])
+
+
+def _by_subject(parts: OnWorkers, labels: NDArray[Any]) -> OnWorkers:
+    """Subjects of all parts, each in one place: as many runs of neighbours as there are parts, of about equal size.
+
+    How they are cut follows from a sample of their labels, so that it does not depend on the number of workers.
+    """
+    ordered, n = pd.Index(labels).sort_values(), len(parts.values)
+    bounds = ordered[np.arange(1, n) * len(ordered) // n]
+    return parts.exchanged(partial(_cut, bounds=bounds), join, n)
+
+
+def _cut(part: PartSums | None, bounds: pd.Index) -> tuple[BySubject | None, ...]:
+    """Subjects of a part between bounds; None where there are none."""
+    if part is None:
+        return (None,) * (len(bounds) + 1)
+    ends = [*np.searchsorted(part.subjects.labels, bounds), len(part.subjects.labels)]
+    runs = zip([0, *ends], ends, strict=False)
+    return tuple(_first_of(part.subjects, end, start) if end > start else None for start, end in runs)

@@ -123,6 +123,7 @@ def stream(
     context: Mapping[str, Any] | None,
     aux: Mapping[str, str],
     gaussian: bool = True,
+    spread: bool = False,
 ) -> Streamed:
     """The design of partitioned data, in two passes.
 
@@ -136,6 +137,8 @@ def stream(
         Columns of offset, weights and clusters.
     gaussian : bool
         Whether the response is normal, see `mixmoe.partitions.moments.accumulate`.
+    spread : bool
+        Whether cross-products may stay with the workers of a cluster.
 
     Raises
     ------
@@ -156,7 +159,8 @@ def stream(
     source = replace(source, types=found.types)
     near = replay(made.recipe, found.sample, response=True)
     y = np.asarray(near.response) - offset_of(near)
-    sums = accumulate(made.recipe, source, reference_of(y, near.expert, near.random), gaussian)
+    reference = reference_of(y, near.expert, near.random)
+    sums = accumulate(made.recipe, source, reference, gaussian, near.labels if spread else None)
     check_size(near.names.response, sums.largest)
     counts = sums.subjects.sums[0].astype(np.intp)
     check_effects(near.names.random, dependent(*_triangles(sums.random, sums.reference.random)), int(counts.max()))
