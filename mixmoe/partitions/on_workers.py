@@ -48,6 +48,8 @@ class OnWorkers:
         DesignError, ArgumentError
             That the task raised.
         """
+        if self.client.status != "running":
+            raise _lost(f"the client is {self.client.status}")
         pairs = zip(self.values, each, strict=True)
         found = [self.client.submit(_tried, task, value, own, pure=False) for value, own in pairs]
         return brought(self.client, found)
@@ -133,17 +135,23 @@ def brought(client: Any, futures: Sequence[Any]) -> list[Any]:
     """
     from concurrent.futures import CancelledError
 
+    from distributed import KilledWorker
+
     try:
         found = client.gather(list(futures))
-    except (CancelledError, OSError, RuntimeError) as error:
-        raise ArgumentError(
-            f"workers of the cluster could not be asked ({' '.join(str(error).split())}); if the client is closed or "
-            "its workers are lost, open another and fit again, or leave it out to compute on this machine"
-        ) from error
+    except (CancelledError, KilledWorker, OSError, RuntimeError) as error:
+        raise _lost(" ".join(str(error).split())) from error
     for value in found:
         if isinstance(value, DesignError | ArgumentError):
             raise value
     return list(found)
+
+
+def _lost(why: str) -> ArgumentError:
+    return ArgumentError(
+        f"workers of the cluster could not be asked ({why}); if the client is closed or its workers are lost, open "
+        "another and fit again, or leave it out to compute on this machine"
+    )
 
 
 def active_client() -> Any:
