@@ -23,10 +23,11 @@ from mixmoe.inference.uncertainty import (
     within_clusters,
     without_parameters,
 )
+from mixmoe.mixed.boundary import find_boundary
 from mixmoe.mixed.curvature import first_inverse_of_functions
 from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags, separation_flags
 from mixmoe.mixed.error_structure import ErrorSetup
-from mixmoe.mixed.information import covariance, few_units, find_boundary, identified, inverse_at, resampled_covariance
+from mixmoe.mixed.information import covariance, few_units, identified, inverse_at, resampled_covariance
 from mixmoe.mixed.likelihood.observed import (
     Problem,
     block_scores,
