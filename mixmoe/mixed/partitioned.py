@@ -24,6 +24,7 @@ from mixmoe.families import Effects
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts
 from mixmoe.mixed.likelihood.observed import Problem
+from mixmoe.mixed.likelihood.patterns import patterned
 from mixmoe.mixed.model import MEMoE
 from mixmoe.mixed.options import check_numbers, coordinates_of, exact_within, one_row_each, without_noise
 from mixmoe.mixed.parameters import Coordinates, Structure
@@ -650,7 +651,7 @@ def experts_of_sums(sums: Sums, kept: NDArray[np.intp], c: Coordinates) -> Gauss
         gram = np.einsum("adn,db->abn", gram, M, optimize=True)
         out.yy[at], out.Xy[:, at], out.XX[..., at] = gram[0, 0], gram[x, 0], gram[x, x]
         out.Zy[:, at], out.ZX[..., at], out.ZZ[..., at] = gram[z, 0], gram[z, x], gram[z, z]
-    return out
+    return patterned(out)
 
 
 def _change(near: Reference, kept: NDArray[np.intp], c: Coordinates) -> Array:

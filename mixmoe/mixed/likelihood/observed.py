@@ -22,7 +22,7 @@ from mixmoe.mixed.likelihood.protocol import (
 )
 from mixmoe.mixed.parameters import FreeVector, Params, Structure, derivatives_in_free, free_to_working
 from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score, penalty_value
-from mixmoe.numerics.linalg import cholesky_of_one, jacobian, logsumexp, slope
+from mixmoe.numerics.linalg import cholesky_of_one, jacobian, normalised, slope
 from mixmoe.numerics.optimise import Evaluation
 
 Model = TypeVar("Model", bound=Experts)
@@ -190,8 +190,8 @@ def evaluate_block(problem: Problem, params: Params, where: slice, experts: Expe
     densities = experts.densities(params)
     log_prior = gate_log_probabilities(problem.W[where], params.gamma)
     log_joint = log_prior + densities.log_density
-    loglik = logsumexp(log_joint, axis=1)
-    return Block(where, densities, log_prior, log_joint, loglik, np.exp(log_joint - loglik[:, None]))
+    loglik, responsibilities = normalised(log_joint, axis=1)
+    return Block(where, densities, log_prior, log_joint, loglik, responsibilities)
 
 
 def block_scores(problem: Problem, theta: Array, block: Block, memberships: Array | None = None) -> Array:
@@ -208,6 +208,16 @@ def block_scores(problem: Problem, theta: Array, block: Block, memberships: Arra
     residual = gate_scores(block.log_prior, responsibilities)
     gate = (residual[:, :, None] * problem.W[block.where].T).reshape(S, -1, n)
     return derivatives_in_free(problem.structure, theta, gate, experts)
+
+
+def summed_products(problem: Problem, theta: Array) -> Array:
+    """Sums over subjects of the outer products of their scores, (S, P, P), at S vectors; of a plain log-likelihood."""
+    params, (S, P) = free_to_working(problem.structure, theta), theta.shape
+    out = np.zeros((S, P, P))
+    for where, experts in problem.experts.blocks(S * max(P, problem.structure.n_experts)):
+        scores = np.nan_to_num(block_scores(problem, theta, evaluate_block(problem, params, where, experts)))
+        out += scores @ np.swapaxes(scores, 1, 2)
+    return out
 
 
 def summed_squares(problem: Problem, theta: Array) -> Array:
