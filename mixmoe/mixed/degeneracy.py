@@ -23,8 +23,8 @@ from mixmoe.inference.cells import (
     pairs_of,
 )
 from mixmoe.inference.uncertainty import ParamCov, scale_of, wald_limits
+from mixmoe.mixed.boundary import Boundary, expert_directions, gate_directions
 from mixmoe.mixed.end_points import residual_deviations
-from mixmoe.mixed.information import Boundary, expert_directions, gate_directions
 from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_logliks
 from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_working, working_to_free
 from mixmoe.mixed.search import Search, permute_params, search_from

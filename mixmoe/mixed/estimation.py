@@ -23,18 +23,11 @@ from mixmoe.inference.uncertainty import (
     within_clusters,
     without_parameters,
 )
+from mixmoe.mixed.boundary import Boundary, find_boundary
 from mixmoe.mixed.curvature import first_inverse_of_functions
 from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags, separation_flags
 from mixmoe.mixed.error_structure import ErrorSetup
-from mixmoe.mixed.information import (
-    Boundary,
-    covariance,
-    few_units,
-    find_boundary,
-    identified,
-    inverse_at,
-    resampled_covariance,
-)
+from mixmoe.mixed.information import covariance, few_units, identified, inverse_at, resampled_covariance
 from mixmoe.mixed.likelihood.observed import (
     Problem,
     block_scores,

@@ -16,10 +16,10 @@ from mixmoe.design.frame import exact
 from mixmoe.design.frame import units_of as labelled_units
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.inference.uncertainty import ParamCov
+from mixmoe.mixed.boundary import Boundary
 from mixmoe.mixed.degeneracy import separation_flags, with_label_flag
 from mixmoe.mixed.error_structure import ErrorOptions, ErrorSetup, build_errors, times_of
 from mixmoe.mixed.from_moments import check_identified, coordinates_of_sums, experts_of_sums
-from mixmoe.mixed.information import Boundary
 from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.likelihood.spread import SpreadExperts
