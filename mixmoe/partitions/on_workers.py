@@ -6,6 +6,7 @@ A worker that dies takes its values with it: Dask makes them again on another on
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -133,9 +134,7 @@ def brought(client: Any, futures: Sequence[Any]) -> list[Any]:
     DesignError, ArgumentError
         That a task raised.
     """
-    from concurrent.futures import CancelledError
-
-    from distributed import KilledWorker
+    from dask.distributed import KilledWorker
 
     try:
         found = client.gather(list(futures))
