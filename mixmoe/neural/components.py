@@ -279,10 +279,10 @@ def membership(problem: Problem) -> Tensor:
 
 def laplace_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> Estimates:
     """Parameters of a fit by the linearised model."""
-    transitions, moved = population_transitions(problem, fit, scaling, errors)
-    values, blocks = [transitions], [moved]
     P = problem.network.n_parameters
     whole = marginal_covariance(problem, fit) if errors and is_marginal(problem) else None
+    transitions, moved = population_transitions(problem, fit, scaling, errors, None if whole is None else whole[:P, :P])
+    values, blocks = [transitions], [moved]
     if is_regression(problem):
         values.append(coefficients(problem, fit, scaling))
         T = coefficient_map(problem, scaling)
@@ -413,10 +413,17 @@ def add_residual(info: Tensor, s: Tensor, H: Tensor, M: Tensor, sigma2: float, g
     info[-1, -1] += 0.5 * trace / sigma2**2
 
 
-def population_transitions(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> tuple[Array, Array]:
+def population_transitions(
+    problem: Problem, fit: Trained, scaling: Scaling, errors: bool, known: Array | None = None
+) -> tuple[Array, Array]:
     """Centred transition scores where covariates are zero, and what a unit of each of these adds to them.
 
     Shape (C*C * (1 + m),), with their covariance, NaN where there is none.
+
+    Parameters
+    ----------
+    known : ndarray, shape (P, P), optional
+        Covariance of the flat parameters, if it need not be computed.
     """
     if problem.family != "crf":
         return np.empty(0), np.empty((0, 0))
@@ -427,16 +434,20 @@ def population_transitions(problem: Problem, fit: Trained, scaling: Scaling, err
     onto[1:, :m] = np.diag(1.0 / scaling.gate_sd)
     to_user = np.kron(onto, np.eye(C2) - 1.0 / C2)  # a constant added to all scores changes nothing
     values = to_user @ fit.theta[-(1 + m) * C2 :]
-    if not errors or problem.network.n_parameters > MAX_CHAIN:
+    if not errors or (known is None and problem.network.n_parameters > MAX_CHAIN):
         return values, np.full((len(values), len(values)), np.nan)
+    whole = chain_covariance(problem, fit) if known is None else known
+    tail = whole[-(1 + m) * C2 :, -(1 + m) * C2 :]
+    return values, to_user @ tail @ to_user.T
+
+
+def chain_covariance(problem: Problem, fit: Trained) -> Array:
+    """Covariance of the flat parameters of a chain by the linearised model, variances held, shape (P, P)."""
     with torch.no_grad():
         information = chain_information(problem, to_state(problem, fit)).population
     if is_regression(problem):  # what no sequence tells is left out of the values, and need not be held by a prior
-        whole = np.linalg.pinv(to_array(information), rcond=1e-10, hermitian=True)
-    else:
-        whole = to_array(ridged_inverse(information))
-    tail = whole[-(1 + m) * C2 :, -(1 + m) * C2 :]
-    return values, to_user @ tail @ to_user.T
+        return np.linalg.pinv(to_array(information), rcond=1e-10, hermitian=True)
+    return to_array(ridged_inverse(problem, information))
 
 
 def free_parameters(problem: Problem) -> int:
