@@ -57,7 +57,7 @@ MOST_OF_CHAINS = 16  # the same for chains, whose posteriors are near to normal 
 NODES = {1: 21, 2: 11, 3: 7}  # per effect
 MOST_CELLS = 2_000_000  # rows times points: a fifth of a second or so for an evaluation with its gradient
 POINTS = 256  # of a quasi-random rule, for more effects
-FEWEST_POINTS = 64  # of it where chains are long, and tell so much that posteriors are narrow
+POINTS_OF_CHAINS, FEWEST_POINTS = 128, 64  # the same, and where there are many rows
 ROUNDS, STEPS = 8, 60  # of a quasi-Newton method that knows no curvature yet, and its steps
 SETTLED = 1e-4  # largest move of an effect at which it is at its mode, while the method climbs
 FAR = 15.0  # parameters on standardised inputs that are on their way to infinity
@@ -94,14 +94,13 @@ def cells(problem: Problem) -> int:
 
 
 def n_points(problem: Problem) -> int:
-    """Points of the integrals: a grid's of few effects, else those of a quasi-random rule, of which chains need fewer."""
+    """Points of the integrals: a grid's of few effects, else those of a quasi-random rule."""
     r = problem.n_effects
     if r in NODES:
         return NODES[r] ** r
-    found = POINTS
-    while problem.family == "crf" and found > FEWEST_POINTS and cells(problem) * found > MOST_CELLS:
-        found //= 2
-    return found
+    if problem.family != "crf":
+        return POINTS
+    return FEWEST_POINTS if cells(problem) * POINTS_OF_CHAINS > MOST_CELLS else POINTS_OF_CHAINS
 
 
 @lru_cache
@@ -207,20 +206,28 @@ def maximise_marginal(problem: Problem, control: Control, state: State) -> tuple
     last = -np.inf
     for _ in range(ROUNDS):
         before = state.copy()
-        found = climb(problem, control, state)
+        found, settled = climb(problem, control, state)
         # Odds of e^15 are none that data can tell.
         finite = bool(torch.isfinite(state.theta).all() and torch.isfinite(state.s).all())
         if not finite or float(state.theta.abs().max()) >= FAR or float(state.s.max()) >= FAR**2:
             state.theta, state.z, state.s = before.theta, before.z, before.s
             return (SEPARATED,)
-        if found - last < NEAR:
+        if settled or found - last < NEAR:
             return ()
         last = found
     return (UNSETTLED,)
 
 
-def climb(problem: Problem, control: Control, state: State) -> float:
-    """Bring a state towards the maximum by quasi-Newton steps; the log-likelihood there."""
+def climb(problem: Problem, control: Control, state: State) -> tuple[float, bool]:
+    """Bring a state towards the maximum by quasi-Newton steps.
+
+    Returns
+    -------
+    float
+        The log-likelihood there.
+    bool
+        Whether the last step brought next to nothing.
+    """
     start, first = state.theta.detach().clone(), first_logs(problem, state).detach().clone()
     # Steps in about standard errors, as a quasi-Newton method that knows no curvature yet takes its first ones alike.
     root, sizes = unit_steps(problem, state)
@@ -257,7 +264,7 @@ def climb(problem: Problem, control: Control, state: State) -> float:
 
     optimiser.step(closure)
     state.theta, state.z, state.s = point.theta, point.z, point.s
-    return -best
+    return -best, optimiser.state[moved]["n_iter"] < STEPS
 
 
 def unit_steps(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
