@@ -70,7 +70,8 @@ NEAR = 1e-5  # gain of a round, in log-likelihood, at which no other is made
 SEPARATED = Flag(
     "separated",
     "inputs or persons separate the levels of the response: the likelihood rises without end with a coefficient "
-    "or a variance; estimates are where the penalised fit stopped; leave the term out, or give weight_decay=",
+    "or a variance; estimates are where the penalised fit stopped; leave the term out, or give weight_decay=; moves "
+    "between states that no sequence makes are ruled out by transitions=",
 )
 UNSETTLED = Flag("not_converged", "the marginal likelihood by quadrature still rose when it was left; give more epochs")
 
@@ -195,8 +196,8 @@ def first_logs(problem: Problem, state: State) -> Tensor:
 def maximise_marginal(problem: Problem, control: Control, state: State) -> tuple[Flag, ...]:
     """Bring population parameters and variances to the maximum of the marginal likelihood.
 
-    The points are placed anew at each evaluation around the modes that belong to it: a method that climbs on points that
-    stay finds parameters at which these miss the posteriors. Gradients are those at the points as they are.
+    The points are placed anew at each evaluation around the modes that belong to it: a method that climbs on points
+    that stay finds parameters at which these miss the posteriors. Gradients are those at the points as they are.
 
     Returns
     -------
@@ -304,9 +305,13 @@ def marginal_covariance(problem: Problem, fit: Trained) -> Array:
     Returns
     -------
     ndarray, shape (P + G, P + G)
-        NaN for variances that the data do not tell, which are held, and all of it at no maximum. Of a chain a
-        generalised inverse: what is the same for all of them has its covariance, and directions that no sequence tells
-        have none.
+        NaN for variances that the data do not tell, and all of it at no maximum. Of a chain a generalised inverse: what
+        is the same for all of them has its covariance, and directions that no sequence tells have none.
+
+    Notes
+    -----
+    Of the logarithms of the variances, population parameters eliminated, directions of little curvature are held: two
+    variances of a chain may be told together and not apart, and one that is nearly zero tells nothing of the others.
     """
     state = to_state(problem, fit)
     rule = adapted_rule(problem, state)
@@ -316,14 +321,26 @@ def marginal_covariance(problem: Problem, fit: Trained) -> Array:
     def loss(values: Tensor, part: Sequence[Block]) -> Tensor:
         return -part_loglik(problem, part, rule, moved_state(problem, state, values[:P], values[P:]))
 
-    H = sum(torch.autograd.functional.hessian(lambda v, p=p: loss(v, p), whole) for p in rule_parts(problem, rule))
-    H = to_array(H)
-    live = np.r_[np.ones(P, dtype=bool), (to_array(log_s) > np.log(100.0 * SMALL)) & (np.diag(H)[P:] > TOLD)]
+    H = to_array(
+        sum(torch.autograd.functional.hessian(lambda v, p=p: loss(v, p), whole) for p in rule_parts(problem, rule))
+    )
     out = np.full(H.shape, np.nan)
-    roots, vectors = np.linalg.eigh(H[np.ix_(live, live)])
-    told = np.abs(roots) > FLAT * np.abs(roots).max() if problem.family == "crf" else np.ones(len(roots), dtype=bool)
-    if (roots[told] > FLAT * np.abs(roots).max()).all():
-        out[np.ix_(live, live)] = (vectors[:, told] / roots[told]) @ vectors[:, told].T
+    roots, vectors = np.linalg.eigh(H[:P, :P])
+    told = np.abs(roots) > FLAT * np.abs(roots).max() if problem.family == "crf" else np.ones(P, dtype=bool)
+    if not (roots[told] > FLAT * np.abs(roots).max()).all():
+        return out
+    held = (vectors[:, told] / roots[told]) @ vectors[:, told].T  # variances held
+    live = np.flatnonzero(to_array(log_s) > np.log(100.0 * SMALL))
+    cross = held @ H[:P, P + live]
+    curvature, directions = np.linalg.eigh(H[np.ix_(P + live, P + live)] - H[P + live, :P] @ cross)
+    seen = curvature > TOLD
+    spread = (directions[:, seen] / curvature[seen]) @ directions[:, seen].T
+    out[:P, :P] = held + cross @ spread @ cross.T
+    apart = np.square(directions[:, ~seen]).sum(1) < 0.5  # variances that are mostly told
+    places = P + live[apart]
+    out[np.ix_(places, places)] = spread[np.ix_(apart, apart)]
+    out[:P, places] = -cross @ spread[:, apart]
+    out[places, :P] = out[:P, places].T
     return out
 
 

@@ -17,6 +17,7 @@ from mixmoe.neural.estimators.state import (
     pieces,
     positive_part,
     settle_effects,
+    without_given_moves,
 )
 from mixmoe.neural.estimators.trained import LAST_VARIANCE, Problem, Trained
 from mixmoe.neural.network import CHAIN, forward, jacobian, personal_tensors, transition_scores, view_tensors
@@ -196,7 +197,7 @@ def chain_information(problem: Problem, state: State) -> ChainInformation:
             scores = transition_scores(problem.network, tensors, block.x)
             first, C2 = min(t.start for t in problem.network.tensors if t.name in CHAIN), problem.network.n_out**2
             slopes = whole_jacobian(problem, block, state)[..., :first]
-            H = effect_information(outputs, scores, slopes, block.mask, True, block.y)
+            H = without_given_moves(problem, effect_information(outputs, scores, slopes, block.mask, True, block.y))
             if first < P - C2:  # what a covariate adds moves the scores of her sequences by as much as it is
                 each = block.x[:, 0, problem.network.n_in :]
                 eye = torch.eye(C2, dtype=H.dtype, device=H.device)

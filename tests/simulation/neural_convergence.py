@@ -54,7 +54,7 @@ SETS = {
 
 
 def one(name, words, seed):
-    """Whether a fit converged, its error on the rows left out, coverage of limits there, CPU seconds, and its epochs."""
+    """Whether a fit converged, its error and coverage of limits on the rows left out, CPU seconds, and its epochs."""
     load, terms = SETS[name]
     frame = load(seed)
     left_out = np.random.default_rng(seed).random(len(frame)) < 0.3
@@ -74,7 +74,8 @@ def main():
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--sets", nargs="*", choices=SETS, help="some of the sets")
     chosen = parser.parse_args()
-    print("| set | personal | converged | error / variance | coverage | CPU s | epochs |\n|---|---|---|---|---|---|---|")
+    print("| set | personal | converged | error / variance | coverage | CPU s | epochs |")
+    print("|---|---|---|---|---|---|---|")
     for name in chosen.sets or SETS:
         for words in chosen.words:
             found = [one(name, words, seed) for seed in range(chosen.first, chosen.first + chosen.seeds)]
