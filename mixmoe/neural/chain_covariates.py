@@ -13,6 +13,7 @@ from scipy.stats import chi2
 from mixmoe._typing import Array
 from mixmoe.design.design import Design, column_terms
 from mixmoe.errors import ArgumentError
+from mixmoe.inference.wald import Hypotheses, WaldTest, wald_test
 from mixmoe.neural.batches import Scaling, split_rows
 from mixmoe.neural.displays import fit_starts
 from mixmoe.neural.estimators.linearised import build_control
@@ -34,24 +35,22 @@ def wald_rows(results: "NMEResults") -> pd.DataFrame:
 
     Notes
     -----
-    A constant added to all scores changes nothing, so that a covariate has C^2 - 1 parameters. Their covariance is that
-    of the linearised model, the effects of persons integrated out and variances held.
+    A constant added to all scores changes nothing, so that a covariate has C^2 - 1 parameters: all but the last, which
+    follows from them. Their covariance is that of the linearised model, the effects of persons integrated out and
+    variances held.
     """
-    model, C2 = results.model, results.problem.network.n_out**2
-    terms = np.array(terms_of(model.design, model.scaling))
-    rows = []
+    model, rows = results.model, []
+    names, terms = model.layout.names, np.array(terms_of(model.design, model.scaling))
     for term in dict.fromkeys(terms.tolist()):
-        mine = terms == term
-        ends = tuple(f":{model.design.names.gate[k]}" for k in model.scaling.gate_columns[mine])
-        places = [k for k, name in enumerate(model.layout.names) if name.endswith(ends)]
-        values, V = results.em.params[places], results.cov.matrix[np.ix_(places, places)]
-        df, found = int(mine.sum()) * (C2 - 1), math.nan
-        if np.isfinite(V).all():
-            scale = np.sqrt(np.diag(V))  # so that units of covariates have no part in what counts as zero
-            roots, vectors = np.linalg.eigh(V / scale / scale[:, None])
-            kept = roots > 1e-9 * roots.max()
-            found = float((np.square(vectors.T @ (values / scale))[kept] / roots[kept]).sum())
-        rows.append((df, found, chi2.sf(found, df)))
+        of_columns = [
+            [k for k, name in enumerate(names) if name.endswith(f":{model.design.names.gate[column]}")]
+            for column in model.scaling.gate_columns[terms == term]
+        ]
+        free = [k for places in of_columns for k in places[:-1]]
+        zero = Hypotheses(np.eye(len(names))[free], np.zeros(len(free)), tuple(names[k] for k in free))
+        found = wald_test(zero, results.em.params, results.cov.matrix, model.layout, results.cov.kind)
+        told = isinstance(found, WaldTest)
+        rows.append((len(free), *((found.statistic, found.pvalue) if told else (math.nan, math.nan))))
     index = pd.Index(dict.fromkeys(terms.tolist()), name="term")
     return pd.DataFrame(rows, index=index, columns=["df", "wald", "wald_pvalue"])
 
