@@ -220,12 +220,22 @@ def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Gen
         return finish(problem, sigma_one, one_search(alone, alone.loglik), _MARGIN, control)
     size = _MANY if problem.experts.is_closed_form else _MANY_APPROXIMATE
     # Subjects in an order that does not depend on that of the data.
-    order = np.lexsort((*problem.W.T, *problem.experts.sort_keys()))
+    order = _sorted((*problem.W.T, *problem.experts.sort_keys()))
     many = problem.take(_some(order, size, rng))
     one = fit_one_expert(many, limited)
     ends = explore(many, one, n_starts, limited, rng)
     margin = _MARGIN if many.n_subjects == problem.n_subjects else _PART_MARGIN
     return finish(problem, one.sigma, ends, margin, control)
+
+
+def _sorted(keys: Sequence[Array]) -> NDArray[np.intp]:
+    """`numpy.lexsort`, where hardly any two have the same last key: all others are compared for these only."""
+    order = np.argsort(keys[-1], kind="stable")
+    same = np.diff(keys[-1][order]) == 0
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    among = order[tied]
+    order[tied] = among[np.lexsort([key[among] for key in keys])]
+    return order
 
 
 def search_from(problem: Problem, starts: Array, control: Control) -> Search:

@@ -1,6 +1,5 @@
 """Likelihoods that need the rows of each subject, of Parquet files and Dask frames, equal those in memory."""
 
-import re
 import warnings
 
 import numpy as np
@@ -157,7 +156,8 @@ def test_flags_that_name_rows_are_told_by_those_of_the_sample(tmp_path, preset, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found, known = fitted(formula, mm.scan(pattern), **options), fitted(formula, data, **options)
-    assert {flag.code for flag in known.flags} & {"separated_gate", "separated_expert", "ambiguous_labels"}
-    # Some coefficients are infinite: the ascents stop at other places, which moves shares of subjects a little.
-    said = [[re.sub(r"\d+\.\d+", "", flag.message) for flag in fit.flags] for fit in (found, known)]
-    assert said[0] == said[1]
+    told = [
+        [f.message for f in one.flags if f.code in ("separated_gate", "separated_expert")] for one in (found, known)
+    ]
+    assert told[0] == told[1] != []
+    assert [flag.code for flag in found.flags] == [flag.code for flag in known.flags]
