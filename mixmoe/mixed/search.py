@@ -15,6 +15,7 @@ from mixmoe.mixed.end_points import (
     candidates,
     collapsed,
     finer_logliks,
+    finished,
     is_stationary,
     join,
     newton_polish,
@@ -59,8 +60,7 @@ _SPLITS_OF_LITTLE = 2  # of each expert where the last one gained little: insert
 _MORE_SPLITS = 2  # times as many where subjects are few
 _INSERTED = 20  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
-_FEW_EXPERTS = 4  # up to which that many are worth their cost
-_SEARCHES_LARGE = 2  # searches with more experts, where they cost most and agree least
+_FEW_EXPERTS = 4  # up to which moves are made twice in vain
 _PATIENCE_OF_LITTLE = 2  # rounds of moves without gain, where the last expert gained little
 _NEAR = 5.0  # log-likelihood by which an end point that moves start from may lie behind the best
 _WORTHWHILE = 0.01  # gain that makes another round of moves; less is mere convergence of what is there
@@ -266,7 +266,7 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     wide = control if exact else replace(control, behind=_BEHIND_APPROXIMATE)
     found = _search_once(closed, plain, n_starts - n_starts // 2, wide, rng)
     found = _with_nested(closed, plain, found, wide, rng)
-    for i in range(1, _SEARCHES if problem.structure.n_experts <= _FEW_EXPERTS else _SEARCHES_LARGE):
+    for i in range(1, _SEARCHES):
         # Where the last expert gained little, maxima are many and two searches may agree on a lower one.
         if found.climb.interrupted or (found.agree and (i > 2 or not found.little)):
             break
@@ -650,8 +650,9 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
     elif not (interrupted or found.converged[best]):
         theta = newton_polish(problem, theta)
     e = evaluate(problem, theta[None])
-    origin = chosen[best]
-    ways = ~ends.returned
+    origin, ways = chosen[best], ~ends.returned
+    if margin == _MARGIN:  # the search saw all subjects
+        ends = finished(ends, chosen, found.loglik)
     return Search(
         theta=theta,
         loglik=float(e.loglik[0]),
@@ -664,7 +665,7 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
         degenerate=not np.isfinite(rank[best]),
         n_starts=int(ways.sum()),
         logliks=np.sort(found.loglik)[::-1],
-        n_replicated=int((ways & (ends.rank >= rough.loglik[origin] - SAME)).sum()),
+        n_replicated=int((ways & (ends.rank >= max(ends.rank[origin], rough.loglik[origin]) - SAME)).sum()),
         ends=np.sort(ends.rank[ways])[::-1] if margin == _MARGIN else np.empty(0),
         summits=ends.summits,
     )
