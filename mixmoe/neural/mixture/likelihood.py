@@ -20,6 +20,7 @@ from mixmoe.neural.mixture.parameters import Body, Scales, Structure
 from mixmoe.neural.network import activate
 from mixmoe.numerics.optimise import Evaluation
 
+CHUNK = 64  # subjects whose derivatives are computed at once
 LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -167,13 +168,15 @@ def evaluate(problem: Problem, points: Array) -> Evaluation:
 
 def information(problem: Problem, theta: Array) -> Array:
     """Minus the second derivatives of the penalised log-likelihood, shape (P, P)."""
-    found = -to_array(torch.func.hessian(lambda point: penalised(problem, point))(torch.as_tensor(theta)))
+    score = torch.func.grad(lambda point: penalised(problem, point))
+    found = -to_array(torch.func.jacrev(score)(torch.as_tensor(theta)))
     return np.asarray(0.5 * (found + found.T))
 
 
 def unit_scores(problem: Problem, theta: Array) -> Array:
     """Score of each subject, without the prior, shape (N, P)."""
-    return np.asarray(to_array(torch.func.jacfwd(lambda point: logliks(problem, point))(torch.as_tensor(theta))))
+    made = torch.func.jacrev(lambda point: logliks(problem, point), chunk_size=CHUNK)
+    return np.asarray(to_array(made(torch.as_tensor(theta))))
 
 
 def responsibilities(problem: Problem, theta: Array) -> Array:
@@ -183,5 +186,5 @@ def responsibilities(problem: Problem, theta: Array) -> Array:
 
 def responsibility_slopes(problem: Problem, theta: Array) -> Array:
     """Derivatives of the posterior probabilities, shape (N, K, P)."""
-    made = torch.func.jacfwd(lambda point: torch.softmax(log_joint(problem, point), dim=1))
+    made = torch.func.jacrev(lambda point: torch.softmax(log_joint(problem, point), dim=1), chunk_size=CHUNK)
     return np.asarray(to_array(made(torch.as_tensor(theta))))

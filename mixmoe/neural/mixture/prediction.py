@@ -5,7 +5,7 @@ by torch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -160,19 +160,25 @@ def values_of(e: Estimate, function: Function, rows: Rows) -> Array:
 
 def errors_of(e: Estimate, function: Function, rows: Rows) -> Array:
     """Standard errors of a function of rows that are units, shape (n, ...)."""
-    found, n = [], len(rows.codes)
-    for start in range(0, n, CHUNK):
-        part = {f.name: getattr(rows, f.name)[start : start + CHUNK] for f in fields(rows) if f.name != "y"}
-        part["codes"] = torch.arange(len(part["codes"]))
-        J = jacobian(e, lambda theta, at=Rows(None, **part): function(e, at, theta))
-        found.append(np.sqrt(np.einsum("...p,pr,...r->...", J, e.cov, J, optimize=True)))
+    parts = (rows.X, rows.inputs, rows.Z, rows.W, rows.gate_inputs)
+    only = torch.zeros(1, dtype=torch.long)
+
+    def alone(theta: Tensor, *row: Tensor) -> Tensor:
+        return function(e, Rows(None, *(part[None] for part in row), only), theta)[0]
+
+    found, theta = [], torch.as_tensor(e.theta)
+    slopes = torch.func.vmap(torch.func.jacrev(alone), in_dims=(None, *(0 for _ in parts)))
+    with one_thread():
+        for start in range(0, len(rows.codes), CHUNK):
+            J = to_array(slopes(theta, *(part[start : start + CHUNK] for part in parts)))
+            found.append(np.sqrt(np.einsum("...p,pr,...r->...", J, e.cov, J, optimize=True)))
     return np.concatenate(found)
 
 
 def jacobian(e: Estimate, function: Callable[[Tensor], Tensor]) -> Array:
     """Derivatives of a function in the free parameters, these on the last axis."""
     with one_thread():
-        return np.asarray(to_array(torch.func.jacfwd(function)(torch.as_tensor(e.theta))))
+        return np.asarray(to_array(torch.func.jacrev(function)(torch.as_tensor(e.theta))))
 
 
 def wald(estimate: Array, error: Array, alpha: float) -> Interval:

@@ -5,17 +5,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixmoe._typing import Array
-from mixmoe.mixture.estimate import SAME, Flag, Starts
+from mixmoe.mixture.estimate import Flag, Starts
 from mixmoe.neural.blocks import one_thread, to_array, torch
 from mixmoe.neural.mixture.likelihood import Problem, Rows, evaluate, features, information, log_gate
 from mixmoe.neural.mixture.parameters import Body, permuted
-from mixmoe.numerics.optimise import Control, Evaluation, climb
+from mixmoe.numerics.optimise import ROUNDING, Control, Evaluation, climb
 
 FIRST_SIZE = 0.6  # of the spread of the response: random effects and residual at the start
 FIRST_LAPS = 40  # iterations of all starts before the best ones are carried on
 CARRIED = 4  # starts at least that are carried to the end
-PROMISE = 1e-4  # log-likelihood left to gain, below which ascents are near enough for Newton steps
+PROMISE = 1e-5  # log-likelihood left to gain, below which ascents are near enough for Newton steps
 NEWTON_STEPS = 20
+NEAR = 1e-3  # of the tolerance: where Newton steps end
+ALIKE = 0.1  # log-likelihood: networks have maxima that differ by less than data can tell, and count as one
 RIDGE = 1.0  # of the regressions that give the first heads
 COLLAPSED = 1e-3  # residual deviation beside that of the response, below which an expert fits a few rows exactly
 FLOOR = float(np.log(COLLAPSED / 10))
@@ -93,7 +95,7 @@ def searched(problem: Problem, n_starts: int, rng: np.random.Generator, control:
         theta = by_probability(problem, theta)
         top = float(evaluate(problem, theta[None]).loglik[0])
     logliks = np.sort(np.append(value[np.isfinite(value)][np.argsort(-value[np.isfinite(value)])][1:], top))[::-1]
-    record = Starts(len(points), logliks, int((logliks > top - SAME).sum()), np.sort(rough.loglik)[::-1])
+    record = Starts(len(points), logliks, int((logliks > top - ALIKE).sum()), np.sort(rough.loglik)[::-1])
     trace = np.array([*rough.traces[best[winner]], *ends.traces[winner][1:]])
     converged = converged and not (rough.interrupted or ends.interrupted)
     flags = _flags(record, converged, rough.interrupted or ends.interrupted, bool(collapsed[winner]))
@@ -102,23 +104,24 @@ def searched(problem: Problem, n_starts: int, rng: np.random.Generator, control:
 
 def newton(problem: Problem, theta: Array, tol: float) -> tuple[Array, bool]:
     """Newton steps from near a maximum, and whether the score then is zero to the tolerance."""
+    enough = tol * problem.rows.n_units
+    now = evaluate(problem, theta[None])
     for _ in range(NEWTON_STEPS):
-        now = evaluate(problem, theta[None])
         values, vectors = np.linalg.eigh(information(problem, theta))
-        # Directions without information, as those of random effects of variance zero, take a step along the score.
+        # Along directions that bend upwards, and those without information, a step of bounded length along the score.
         step = vectors @ ((vectors.T @ now.score[0]) / np.maximum(np.abs(values), 1e-6 * np.abs(values).max()))
-        for size in (1.0, 0.25, 0.05):
-            trial = theta + size * step
-            after = evaluate(problem, trial[None])
-            if after.loglik[0] > now.loglik[0]:
+        for size in (1.0, 0.25, 0.05, 0.01):
+            after = evaluate(problem, (theta + size * step)[None])
+            flatter = np.abs(after.score).max() < np.abs(now.score).max()
+            # At the end gains are below rounding, and the score alone tells.
+            if after.loglik[0] - now.loglik[0] > (-ROUNDING * abs(now.loglik[0]) if flatter else 0.0):
                 break
         else:
             break
-        theta = trial
-        if after.loglik[0] - now.loglik[0] < 1e-13 * abs(now.loglik[0]):
+        theta, now = theta + size * step, after
+        if np.abs(now.score).max() <= NEAR * enough:
             break
-    score = evaluate(problem, theta[None]).score[0]
-    return theta, bool(np.abs(score).max() <= tol * problem.rows.n_units)
+    return theta, bool(np.abs(now.score).max() <= enough)
 
 
 def random_start(problem: Problem, rng: np.random.Generator) -> Array:
