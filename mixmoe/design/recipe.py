@@ -21,9 +21,9 @@ from mixmoe.design.terms import (
     UsedName,
     function_names,
     holds_call,
+    is_call,
     is_function,
     is_plain_column,
-    is_call,
     lags_of,
     used_names,
 )

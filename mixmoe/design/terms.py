@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import sanitize_variable_names
+from numpy.typing import NDArray
 
 from mixmoe.design.expressions import Lag, is_name, lags_in, under_lags
 from mixmoe.design.smooth_basis import smooth
 from mixmoe.errors import DesignError
-
 
 
 def network_inputs(*columns: Any) -> NDArray[np.float64]:

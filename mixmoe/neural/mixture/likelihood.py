@@ -1,12 +1,12 @@
 """Observed-data likelihood of a mixture of networks with random effects, exact, with its derivatives by torch.
 
-Per subject i and expert k, given the network, ``y_i ~ N(f_k(x_i), Z_i D_k Z_i' + sigma_k^2 I)``. With Lambda = T / sigma,
-D = T T', W = I + Lambda' Z'Z Lambda, r = y - f and u = Lambda' Z'r (Bates et al. 2015, section 3)::
+Per subject i and expert k, given the network, ``y_i ~ N(f_k(x_i), Z_i D_k Z_i' + sigma_k^2 I)``. With D = T T',
+Lambda = T / sigma, W = I + Lambda' Z'Z Lambda, r = y - f and u = Lambda' Z'r (Bates et al. 2015, section 3)::
 
     log|V|  = n log sigma^2 + log|W|
     r'V^-1r = (r'r - u'W^-1u) / sigma^2
 
-so that only q x q matrices are factorised, and the log-likelihood is the sum over subjects of ``log sum_k pi_k(w_i) N_ik``.
+so that only q x q matrices are factorised; the log-likelihood is the sum over subjects of ``log sum_k pi_k(w_i) N_ik``.
 """
 
 from dataclasses import dataclass
@@ -121,7 +121,9 @@ def log_joint(problem: Problem, theta: Tensor) -> Tensor:
     if q:
         entries = tuple(torch.as_tensor(e) for e in s.entries)
         empty = torch.zeros((q, q), dtype=theta.dtype)
-        scaled = [empty.index_put(entries, theta[p] * torch.exp(-v)) for p, v in zip(at["factor"], log_sigma, strict=True)]
+        scaled = [
+            empty.index_put(entries, theta[p] * torch.exp(-v)) for p, v in zip(at["factor"], log_sigma, strict=True)
+        ]
         L = torch.stack(scaled)  # (K, q, q)
         outer = rows.Z[:, :, None] * rows.Z[:, None]
         ZZ = torch.zeros((N, q, q), dtype=theta.dtype).index_add(0, rows.codes, outer)

@@ -11,7 +11,14 @@ from mixmoe.arguments import checked_choice, checked_count, checked_positive, ch
 from mixmoe.design.design import Design, build_design, column_terms
 from mixmoe.design.formula import MoEFormula, parse_formula, refuse_several
 from mixmoe.design.terms import inputs_of_network
-from mixmoe.errors import ArgumentError, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, FormulaError, MixmoeWarning
+from mixmoe.errors import (
+    ArgumentError,
+    BoundaryWarning,
+    ConvergenceWarning,
+    DegeneracyWarning,
+    FormulaError,
+    MixmoeWarning,
+)
 from mixmoe.families import FamilySpec
 from mixmoe.inference.uncertainty import ParamCov, without_parameters
 from mixmoe.loading import restored
@@ -28,7 +35,7 @@ from mixmoe.neural.mixture.likelihood import (
 )
 from mixmoe.neural.mixture.parameters import Body, Scales, Sharing, Structure, columns_of, free, reported, scales_of
 from mixmoe.neural.mixture.results import NMoEResults
-from mixmoe.neural.mixture.search import Found, searched
+from mixmoe.neural.mixture.search import Found, off_singular, searched
 from mixmoe.neural.network import ACTIVATIONS, checked_hidden
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
@@ -36,7 +43,7 @@ from mixmoe.output.saved import SavedFit
 WIDTHS = (6,)  # of the hidden layers
 STARTS = 12  # random ones for each expert beyond the first
 KINDS = ("nonrobust", "robust")
-BOUNDARY = 1e-4  # of the residual deviation, below which a random effect has none
+SINGULAR = 1e-8  # of one, by which a correlation may miss it
 LACKS: Mapping[str, str] = {
     "HasExperts": "each refit of networks would need random starts of its own and may end at another maximum; compare "
     "numbers of experts by bic, with mixmoe.select",
@@ -51,7 +58,7 @@ LACKS: Mapping[str, str] = {
     "offset": "responses are Gaussian; subtract it from the response",
     "trials": "responses are Gaussian, one number in each row",
     "time": "its errors have no serial correlation, so that rows of a subject have no order",
-    "family": "the exact likelihood is that of Gaussian responses; for others use functions s(...) in the place of nn(...)",
+    "family": "the exact likelihood is that of Gaussian responses; for others use functions s(...) instead of nn(...)",
 }
 
 
@@ -152,7 +159,11 @@ class NMoE:
             checked_positive(weight_decay, "weight_decay")
         load_torch()  # what is wrong with the call is told first, as torch would not mend it
         self.design: Design = build_design(
-            self.formula, data, context=context, engine=formula_engine, networks=True  # type: ignore[arg-type]
+            self.formula,
+            data,
+            context=context,
+            engine=formula_engine,  # type: ignore[arg-type]
+            networks=True,
         )
         expert, gate = (network_columns(self.design, section, widths[section]) for section in ("expert", "gate"))
         self.columns = {"expert": expert[0], "gate": gate[0]}
@@ -171,9 +182,7 @@ class NMoE:
             group=self.design.names.group,
         )
         self.layout: ParamLayout = self.structure.layout
-        self.scales: Scales = scales_of(
-            self.design, *self._parts(self.design), correlated=self.structure.correlated
-        )
+        self.scales: Scales = scales_of(self.design, *self._parts(self.design), correlated=self.structure.correlated)
         precision = 1.0 if weight_decay is None else 2.0 * self.design.n * float(weight_decay)
         self.problem = Problem(self.structure, self.scales, self.rows_of(self.design), activation, precision)
         check_rows(self.design)
@@ -255,7 +264,9 @@ class NMoE:
         plain = self.structure.body is None and self.structure.gate_body is None and self.n_experts == 1
         usual = 1 if plain else STARTS * max(self.n_experts - 1, 1)
         n_starts = checked_count(usual if starts is None else starts, "starts", least=0 if start is not None else 1)
-        control = Control(max_iter=checked_count(max_iter, "max_iter"), tol=checked_positive(tol, "tol"), progress=progress)
+        control = Control(
+            max_iter=checked_count(max_iter, "max_iter"), tol=checked_positive(tol, "tol"), progress=progress
+        )
         first = None if start is None else self.free(checked_start(self.layout, start))
         found = searched(self.problem, n_starts, checked_rng(rng), control, first)
         fit = seeded(self.record(found), rng)
@@ -267,15 +278,16 @@ class NMoE:
     def record(self, found: Found) -> EMFit:
         """The outcome of a search as an estimate, in the units of the data."""
         shift = self.design.n * np.log(self.scales.response)
-        penalty = float(log_prior(self.problem, torch.as_tensor(found.theta)))
-        params = self.natural(found.theta)
-        low = self.vanished(params)
-        names = ", ".join(self.layout.names[i] for i in low)
-        zero = (
+        theta = off_singular(self.structure, found.theta)
+        penalty = float(log_prior(self.problem, torch.as_tensor(theta)))
+        params = self.natural(theta)
+        ends = [self.layout.names[i] for i in self.at_end(params)]
+        told = (
             Flag(
                 "boundary",
-                f"zero is the estimate of {names}, the end of the space, where there is no standard error: the data "
-                "show no such differences; leave these effects out of re:, or use cov_re='common'",
+                f"the covariance of the random effects is singular, {', '.join(ends)} lying at the end of the space, "
+                "where there is no standard error; the others are estimated as if the direction were known to be zero: "
+                "use fewer or uncorrelated random effects, or cov_re='common'",
             ),
         )
         return EMFit(
@@ -286,9 +298,9 @@ class NMoE:
             n_iter=len(found.trace),
             n_evaluations=found.n_evaluations,
             converged=found.converged,
-            responsibilities=responsibilities(self.problem, found.theta),
+            responsibilities=responsibilities(self.problem, theta),
             starts=replace(found.starts, logliks=found.starts.logliks - shift, ends=found.starts.ends - shift),
-            flags=(*found.flags, *(zero if low else ())),
+            flags=(*found.flags, *(told if ends else ())),
         )
 
     def natural(self, theta: Array) -> Array:
@@ -299,28 +311,26 @@ class NMoE:
         """Free parameters of reported ones."""
         return free(self.structure, self.scales, np.asarray(params, dtype=float))
 
-    def vanished(self, params: Array) -> list[int]:
-        """Positions of standard deviations of random effects that are zero beside those of the residuals."""
-        sizes = self.design.random.std(axis=0) + np.abs(self.design.random.mean(axis=0))
-        of = {f"sd({name})": size for name, size in zip(self.structure.random, sizes, strict=True)}
-        least = params[self.structure.places["sigma"]].min()
-        found = ((i, p) for i, p in enumerate(self.layout.parameters) if p.term in of and p.block == "random")
-        return [i for i, p in found if params[i] * of[p.term] < BOUNDARY * least]
+    def at_end(self, params: Array) -> list[int]:
+        """Positions of standard deviations of zero and correlations of one or minus one, or of such effects."""
+        found = []
+        for i, p in enumerate(self.layout.parameters):
+            correlation = p.block == "random" and p.tested
+            if (correlation and not abs(params[i]) < 1 - SINGULAR) or (p.block == "random" and params[i] == 0):
+                found.append(i)
+        return found
 
     def slopes(self, theta: Array) -> Array:
-        """Derivatives of the reported parameters in the free ones, shape (P, P); NaN for zero standard deviations."""
+        """Derivatives of the reported parameters in the free ones, shape (P, P); NaN at an end of the space."""
         made = torch.func.jacrev(lambda point: reported(self.structure, self.scales, point))
         found = np.array(to_array(made(torch.as_tensor(theta))))
-        low = self.vanished(self.natural(theta))
-        groups = np.unique(self.structure.places["factor"], axis=0)
-        lost = [i for places in groups for i in places if set(places) & set(low)]
-        found[lost] = np.nan
+        found[self.at_end(self.natural(theta))] = np.nan
         return found
 
     def inverse(self, theta: Array) -> Array:
-        """Inverse information of the free parameters, zero in those of vanished random effects, shape (P, P)."""
-        H, jacobian = information(self.problem, theta), self.slopes(theta)
-        kept = ~np.isnan(jacobian).any(axis=1)
+        """Inverse information of the free parameters, zero in directions of no random effect, shape (P, P)."""
+        H, kept = information(self.problem, theta), np.ones(theta.size, dtype=bool)
+        kept[self.structure.diagonal[theta[self.structure.diagonal] == 0]] = False
         values, vectors = np.linalg.eigh(H[np.ix_(kept, kept)])
         # At a maximum none is negative; rounding may say otherwise where weights say nothing, as of unused inputs.
         inverse = (vectors / np.maximum(values, 1e-10 * values.max())) @ vectors.T
@@ -428,8 +438,12 @@ def network_columns(design: Design, section: str, hidden: Sequence[int]) -> Any:
     FormulaError
         If the section has more than one network.
     """
-    inside = {name: inputs for term in design.recipe.sections[section] if (inputs := inputs_of_network(term)) is not None
-              for name in [str(term)]}
+    inside = {
+        name: inputs
+        for term in design.recipe.sections[section]
+        if (inputs := inputs_of_network(term)) is not None
+        for name in [str(term)]
+    }
     if len(inside) > 1:
         raise FormulaError(
             f"the formula has the networks {', '.join(inside)} in one section; write one with all inputs",
@@ -476,7 +490,7 @@ def checked_start(layout: ParamLayout, given: Any) -> Array:
     values = np.asarray(getattr(given, "params", given), dtype=float)
     if values.shape != (len(layout.names),) or not np.isfinite(values).all():
         raise ArgumentError(
-            f"start must have {len(layout.names)} finite values, one per parameter, or be another fit of the model, got "
-            f"shape {values.shape}"
+            f"start must have {len(layout.names)} finite values, one per parameter, or be another fit of the model, "
+            f"got shape {values.shape}"
         )
     return values

@@ -138,6 +138,11 @@ class Structure:
         return np.unique(np.concatenate([at["body"].ravel(), at["head"].ravel(), at["gate_body"]]))
 
     @cached_property
+    def diagonal(self) -> Places:
+        """Positions of the diagonals of the factors of the covariances of random effects."""
+        return np.unique(self.places["factor"][:, np.flatnonzero(self.entries[0] == self.entries[1])])
+
+    @cached_property
     def logarithmic(self) -> Places:
         """Positions of logarithms among the free parameters."""
         return np.unique(self.places["sigma"])
@@ -201,7 +206,9 @@ class Scales:
     gate_inputs: tuple[Array, Array]
 
 
-def scales_of(design: Design, linear: Array, gate: Array, inputs: Array, gate_inputs: Array, correlated: bool) -> Scales:
+def scales_of(
+    design: Design, linear: Array, gate: Array, inputs: Array, gate_inputs: Array, correlated: bool
+) -> Scales:
     """Scales on which columns are orthogonal and inputs and response standardised.
 
     Parameters
@@ -224,7 +231,9 @@ def scales_of(design: Design, linear: Array, gate: Array, inputs: Array, gate_in
     Z = design.random
     roots = np.sqrt((Z**2).mean(axis=0))
     random = _triangle(Z) if correlated else np.diag(np.where(roots > 0, roots, 1.0))
-    return Scales(center, spread or 1.0, _triangle(linear), _triangle(gate), random, _moments(inputs), _moments(gate_inputs))
+    return Scales(
+        center, spread or 1.0, _triangle(linear), _triangle(gate), random, _moments(inputs), _moments(gate_inputs)
+    )
 
 
 def _triangle(columns: Array) -> Array:
@@ -256,10 +265,14 @@ def reported(s: Structure, c: Scales, theta: Tensor) -> Tensor:
         )
         F = c.response * back["random"] @ factor
         D = F @ F.T
-        sd = D.diagonal().sqrt()
+        # Derivatives of a root at zero would spoil those of everything else.
+        some = D.diagonal() > 0
+        sd = torch.where(some, torch.where(some, D.diagonal(), 1.0).sqrt(), 0.0)
         pieces.append(sd)
         if s.correlated:
-            pieces.append(D[below] / (sd[below[0]] * sd[below[1]]))
+            both = some[below[0]] & some[below[1]]
+            size = torch.where(both, sd[below[0]] * sd[below[1]], 1.0)
+            pieces.append(torch.where(both, D[below] / size, torch.nan))
     pieces.append(c.response * theta[np.unique(at["sigma"])].exp())
     last = int(at["sigma"].max()) + 1
     return torch.cat([*pieces, theta[last:]])
@@ -304,7 +317,9 @@ def permuted(s: Structure, values: Array, order: list[int]) -> Array:
     return out
 
 
-def columns_of(names: tuple[str, ...], owners: tuple[str, ...], inside: "dict[str, tuple[str, ...]]", hidden: Any) -> Any:
+def columns_of(
+    names: tuple[str, ...], owners: tuple[str, ...], inside: "dict[str, tuple[str, ...]]", hidden: Any
+) -> Any:
     """Which columns of a section are inputs of its network, and what the others are called.
 
     Parameters

@@ -164,7 +164,8 @@ def errors_of(e: Estimate, function: Function, rows: Rows) -> Array:
     only = torch.zeros(1, dtype=torch.long)
 
     def alone(theta: Tensor, *row: Tensor) -> Tensor:
-        return function(e, Rows(None, *(part[None] for part in row), only), theta)[0]
+        X, inputs, Z, W, gate_inputs = (part[None] for part in row)
+        return function(e, Rows(None, X, inputs, Z, W, gate_inputs, only), theta)[0]
 
     found, theta = [], torch.as_tensor(e.theta)
     slopes = torch.func.vmap(torch.func.jacrev(alone), in_dims=(None, *(0 for _ in parts)))

@@ -15,8 +15,9 @@ from mixmoe.design.design import Design
 from mixmoe.design.frame import view
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Distribution, Effects, FirstOrder
-from mixmoe.inference.uncertainty import checked_alpha
+from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
+from mixmoe.mixture.estimate import EMFit
 from mixmoe.mixture_results import MoEResults
 from mixmoe.neural.blocks import one_thread
 from mixmoe.neural.mixture import prediction as made
@@ -67,6 +68,10 @@ class NMoEResults(MoEResults):
     model: "NMoE"
     _resid_kinds = ("subject", "mean", "quantile")
 
+    def __init__(self, model: "NMoE", fit: EMFit, cov: ParamCov) -> None:
+        super().__init__(model, fit, cov)
+        self._default_plot = self._curve_kinds[0]
+
     def predict(
         self,
         new: Any = None,
@@ -84,8 +89,8 @@ class NMoEResults(MoEResults):
         new : DataFrame or mapping, optional
             Rows to predict; the response is not needed and never used. By default the data of the fit.
         kind : {"all", "mean", "experts", "probabilities", "subject"}
-            ``"mean"``: population mean; ``"experts"``: of each expert; ``"probabilities"``: of the experts, by the gate,
-            or with `history` posterior ones; ``"subject"``: of each subject given her history; ``"all"``:
+            ``"mean"``: population mean; ``"experts"``: of each expert; ``"probabilities"``: of the experts, by the
+            gate, or with `history` posterior ones; ``"subject"``: of each subject given her history; ``"all"``:
             probabilities, experts, and the subject's mean if there is a `history`, else the population's.
         history : DataFrame or mapping, optional
             Past rows, with response, of the subjects in `new`. For ``kind="subject"`` without it, subjects of the fit
@@ -177,7 +182,9 @@ class NMoEResults(MoEResults):
         rows = e.rows_of(design)
         single = made.by_row(rows)
         if kind in ("all", "probabilities"):
-            pi: Interval | Array = past.probabilities[design.codes] if past else made.values_of(e, made.probabilities_at, single)
+            pi: Interval | Array = (
+                past.probabilities[design.codes] if past else made.values_of(e, made.probabilities_at, single)
+            )
             if wanted.confidence and past is None:
                 pi = made.bounded(np.asarray(pi), made.errors_of(e, made.probabilities_at, single), wanted.alpha)
             columns |= by_expert("probability", pi)
@@ -324,7 +331,7 @@ class NMoEResults(MoEResults):
                 upper=part["conf_high"].to_numpy(),
                 band_lower=part["band_low"].to_numpy(),
                 band_upper=part["band_high"].to_numpy(),
-                expert=int(k),
+                expert=int(str(k)),
                 xlabel=str(column),
                 ylabel=f"{response}, averaged" if kind == "effects" else "probability of the expert",
             )
@@ -449,15 +456,14 @@ class NMoEResults(MoEResults):
         return next(iter(made.inputs_along(self.model.design, "expert")), None)
 
     @property
-    def _default_plot(self) -> str:  # type: ignore[override]
-        return self._curve_kinds[0]
-
-    @property
-    def _report_plots(self) -> tuple[str, ...]:
+    def _report_plots(self) -> tuple[str, ...]:  # type: ignore[override]
         return self._curve_kinds
 
     @property
     def _curve_kinds(self) -> tuple[str, ...]:
         design = self.model.design
         gate = self.model.n_experts > 1 and made.inputs_along(design, "gate")
-        return (*(("effects",) if made.inputs_along(design, "expert") or not gate else ()), *(("gate",) if gate else ()))
+        return (
+            *(("effects",) if made.inputs_along(design, "expert") or not gate else ()),
+            *(("gate",) if gate else ()),
+        )

@@ -7,8 +7,8 @@ import numpy as np
 from mixmoe._typing import Array
 from mixmoe.mixture.estimate import Flag, Starts
 from mixmoe.neural.blocks import one_thread, to_array, torch
-from mixmoe.neural.mixture.likelihood import Problem, Rows, evaluate, features, information, log_gate
-from mixmoe.neural.mixture.parameters import Body, permuted
+from mixmoe.neural.mixture.likelihood import Problem, evaluate, features, information, log_gate
+from mixmoe.neural.mixture.parameters import Body, Structure, permuted
 from mixmoe.numerics.optimise import ROUNDING, Control, Evaluation, climb
 
 FIRST_SIZE = 0.6  # of the spread of the response: random effects and residual at the start
@@ -20,6 +20,7 @@ NEAR = 1e-3  # of the tolerance: where Newton steps end
 ALIKE = 0.1  # log-likelihood: networks have maxima that differ by less than data can tell, and count as one
 RIDGE = 1.0  # of the regressions that give the first heads
 COLLAPSED = 1e-3  # residual deviation beside that of the response, below which an expert fits a few rows exactly
+BOUNDARY = 1e-4  # of the residual deviation, below which a random effect has none
 FLOOR = float(np.log(COLLAPSED / 10))
 
 
@@ -70,8 +71,8 @@ def searched(problem: Problem, n_starts: int, rng: np.random.Generator, control:
     N = problem.rows.n_units
     with one_thread():
         # 1. All starts go a short way side by side, and the best of them to the end.
-        points = [random_start(problem, rng) for _ in range(n_starts)]
-        points = np.array([*points, *([] if start is None else [start])])
+        drawn = [random_start(problem, rng) for _ in range(n_starts)]
+        points = np.array([*drawn, *([] if start is None else [start])])
 
         def objective(theta: Array) -> Evaluation:
             # Below the floor, where an expert follows a few rows exactly, the likelihood has no maximum.
@@ -146,8 +147,7 @@ def random_start(problem: Problem, rng: np.random.Generator) -> Array:
         X, y = columns[chosen], to_array(rows.y)[chosen]
         theta[np.append(at["beta"][k], at["head"][k])] = np.linalg.solve(X.T @ X + RIDGE * np.eye(X.shape[1]), X.T @ y)
     theta[at["sigma"]] = np.log(FIRST_SIZE)
-    diagonal = np.flatnonzero(s.entries[0] == s.entries[1])
-    theta[at["factor"][:, diagonal]] = FIRST_SIZE
+    theta[s.diagonal] = FIRST_SIZE
     return theta
 
 
@@ -163,9 +163,12 @@ def by_probability(problem: Problem, theta: Array) -> Array:
     return permuted(problem.structure, theta, np.argsort(-share, kind="stable").tolist())
 
 
-def taken(problem: Problem, rows: Rows) -> Problem:
-    """The same model of other rows."""
-    return replace(problem, rows=rows)
+def off_singular(s: Structure, theta: Array) -> Array:
+    """The same point with factors of random effects exactly singular that are so beside the residual deviation."""
+    out, least = theta.copy(), BOUNDARY * np.exp(theta[s.places["sigma"]].min(initial=0.0))
+    entries = np.unique(s.places["factor"])
+    out[entries] = np.where(np.abs(theta[entries]) < least, 0.0, theta[entries])
+    return out
 
 
 def _flags(starts: Starts, converged: bool, interrupted: bool, degenerate: bool) -> tuple[Flag, ...]:
@@ -184,13 +187,14 @@ def _flags(starts: Starts, converged: bool, interrupted: bool, degenerate: bool)
                 "fewer experts or hidden units, or residual='common'",
             )
         )
-    if starts.n_starts > 1 and starts.n_replicated == 1:
+    if len(starts.logliks) > 1 and starts.n_replicated == 1:
         others = ", ".join(f"{starts.logliks[0] - value:.3g}" for value in starts.logliks[1:4])
         flags.append(
             Flag(
                 "not_replicated",
-                f"only one of {starts.n_starts} starts reached the best value, the next ones are {others} below it: "
-                f"there may be a higher one; give more starts, for instance starts={4 * starts.n_starts}",
+                f"only one of the {len(starts.logliks)} best of {starts.n_starts} starts, which were carried to the "
+                f"end, reached the best value, the next ones are {others} below it: there may be a higher one; give "
+                f"more starts, for instance starts={4 * starts.n_starts}",
             )
         )
     return tuple(flags)
