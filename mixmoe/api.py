@@ -11,6 +11,7 @@ from mixmoe.families import ModelClass, families, family_of, model_options, of_p
 from mixmoe.partitions.scan import as_partitions, is_partitioned
 
 if TYPE_CHECKING:
+    from mixmoe.atomic import PathLike
     from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist
     from mixmoe.mixed.likelihood.serial import ErrorKind
     from mixmoe.mixed.parameters import CovRE, Residual
@@ -176,6 +177,7 @@ def fit(
     rng: Any = ...,
     cov_type: str = ...,
     progress: bool | None = ...,
+    checkpoint: "PathLike | None" = ...,
     cluster: Any = ...,
     correction: bool = ...,
     unconditional: bool = ...,

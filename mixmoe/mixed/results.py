@@ -1,6 +1,6 @@
 """What a fitted MEMoE offers beyond the common base."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -233,7 +233,7 @@ class MEMoEResults(MoEResults):
         if kind in ("experts", "mean"):
             known = None  # checked like any other, but it plays no part
         try:
-            unused = self._unused(wanted, known)
+            unused = sections_unused(wanted, known is not None, self.model.response.gaussian)
             design = self.model.design if new is None else self.model.new_design(new, without=unused)
         except NothingLeftError as error:
             first = self.model.new_design(self.model.design.frame.iloc[:1])  # whose prediction has all columns
@@ -261,17 +261,6 @@ class MEMoEResults(MoEResults):
             return
         serial = setup is not None and setup.options.kind in ("ar1", "car1")
         check_weights_ahead(design, column, required=noise or serial)
-
-    def _unused(self, wanted: Wanted, known: Design | None) -> tuple[str, ...]:
-        """Sections of the formula that a kind of prediction does not need of the rows to predict."""
-        gaussian = self.model.response.gaussian  # then means do not depend on the random effects
-        if wanted.kind == "probabilities":
-            return ("expert", "random", "sigma")
-        if wanted.kind == "experts":
-            return ("gate", "sigma", "random") if gaussian else ("gate", "sigma")
-        if wanted.noise or wanted.kind == "subject" or known is not None:
-            return ()
-        return ("sigma", "random") if gaussian else ("sigma",)
 
     def _history(self, history: Any, use_fit: bool) -> Design | None:
         """The rows from which subjects are known; None where their history plays no part."""
@@ -430,16 +419,11 @@ class MEMoEResults(MoEResults):
         tuple of Curve
         """
         checked_choice(kind, "kind", self._curve_kinds)
-        self._check_options(options)
+        check_curve_options(options)
         design = self.model.design
         if kind == "gate":
             return gate_curves(design, self._known(), **options)
         return trajectory_curves(design, self._known(), standardised_name(design, self.model.settings), **options)
-
-    def _check_options(self, options: dict[str, Any]) -> None:
-        for name in options:
-            if name not in ("x", "at", "alpha"):
-                raise ArgumentError(f"a figure has the options x=, at= and alpha=, got {name!r}")
 
     def _observed(self, kind: str, **options: Any) -> Observed | tuple[Marks, ...] | None:
         if kind != "trajectories":
@@ -524,6 +508,33 @@ class MEMoEResults(MoEResults):
         return Estimate(params, self.cov.of_bounded, where, self.cov.bounded is not None, self.cov.moments)
 
 
+def sections_unused(wanted: Wanted, known: bool, gaussian: bool) -> tuple[str, ...]:
+    """Sections of the formula that a kind of prediction does not need of the rows to predict.
+
+    Parameters
+    ----------
+    wanted : Wanted
+    known : bool
+        Whether something is known of their subjects.
+    gaussian : bool
+        Of the response: then means do not depend on the random effects.
+    """
+    if wanted.kind == "probabilities":
+        return ("expert", "random", "sigma")
+    if wanted.kind == "experts":
+        return ("gate", "sigma", "random") if gaussian else ("gate", "sigma")
+    if wanted.noise or wanted.kind == "subject" or known:
+        return ()
+    return ("sigma", "random") if gaussian else ("sigma",)
+
+
+def check_curve_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that curves of a MEMoE do not have."""
+    for name in options:
+        if name not in ("x", "at", "alpha"):
+            raise ArgumentError(f"a figure has the options x=, at= and alpha=, got {name!r}")
+
+
 def _check_scale(response: ResponseModel, wanted: Wanted) -> None:
     """Refuse scales that the response does not have."""
     scale = wanted.scale
@@ -586,7 +597,7 @@ class GLMMResults(MEMoEResults):
         checked_choice(kind, "kind", self._curve_kinds)
         if kind == "gate":
             return super().curves(kind, **options)
-        self._check_options(options)
+        check_curve_options(options)
         design, response = self.model.design, self.model.response.response
         x, alpha = options.get("x"), checked_alpha(options.get("alpha", 0.05))
         x = trajectory_axis(design) if x is None else checked_column(design, x, "expert")

@@ -244,7 +244,8 @@ def search_carried(problem: Problem, smaller: Array, control: Control, rng: np.r
 
 def _limited(control: Control) -> Control:
     """Limits of the search for starts."""
-    return replace(_ROUGH, max_iter=min(_ROUGH.max_iter, control.max_iter), progress=control.progress)
+    most = min(_ROUGH.max_iter, control.max_iter)
+    return replace(_ROUGH, max_iter=most, progress=control.progress, keeper=control.keeper)
 
 
 def pooled_sigma(alone: Problem, theta: Array) -> float:

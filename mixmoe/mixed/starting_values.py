@@ -24,6 +24,7 @@ from mixmoe.mixed.likelihood.observed import (
     Problem,
     evaluate,
     observed_information,
+    outer_products,
     subject_logliks,
     subject_scores,
     summed_squares,
@@ -77,8 +78,7 @@ def first_inverse(problem: Problem, theta: Array) -> Array:
         if problem.has_many_columns and len(theta) <= _FEW_POINTS:
             information = np.nan_to_num(observed_information(problem, point))
         else:
-            scores = np.nan_to_num(subject_scores(problem, point))
-            information = scores.T @ scores
+            information = outer_products(problem, point)
         out[s] = floored_inverse(information, _LEAST_INFORMATION * problem.n_subjects)
     return out
 

@@ -427,8 +427,8 @@ class RowExperts(ClosedIntegral):
 
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
-        per_subject = self.rows.visits.per_subject
-        return (*per_subject(self.rows.X.dense * self.rows.y), per_subject(self.rows.y**2))
+        per_subject, y = self.rows.visits.per_subject, self.rows.y
+        return (*(per_subject(column * y) for column in self.rows.X.dense), per_subject(y**2))
 
     def first_guess(self, structure: Structure) -> Params:
         """Equal shares of random and residual variance, further parameters as their `Extra` says."""

@@ -457,7 +457,7 @@ class GlmmExperts:
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
         y = self.rows.outcome.y
-        return (*self.rows.sums(self.rows.X.dense * y), self.rows.sums(y * y))
+        return (*(self.rows.sums(column * y) for column in self.rows.X.dense), self.rows.sums(y * y))
 
     def first_guess(self, structure: Structure) -> Params:
         """Fixed effects of the model without random effects, by Fisher scoring."""
