@@ -264,7 +264,8 @@ def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -
         for word in words:
             if spec.effects and re.fullmatch(spec.effects, word) and word not in frame:
                 raise FormulaError(
-                    f"{word!r} in re: is no column of the data; {spec.effects_hint}",
+                    f"{word!r} in re: is no column of the data; "
+                    f"{family.spec.lacks.get('PersonalLayers', spec.effects_hint)}",
                     formula.text,
                     formula.text.find(word, formula.text.find("re:")),
                     len(word),

@@ -52,6 +52,8 @@ LACKS: Mapping[str, str] = {
     "HasGate": "its gate may hold a network; plot('gate') shows what covariates do to the probabilities",
     "HasTerms": "the weights of hidden layers are no coefficients of terms; plot('effects') shows what inputs do",
     "HasErrorCovariance": "its errors have no serial correlation",
+    "PersonalLayers": "experts that are networks have random effects of columns: write re: (1 | id), which is the bias "
+    "of the last layer, or slopes as in re: (1 + x | id)",
     "Partitions": "its networks need all rows in memory",
     "cluster": "its standard errors are over subjects; name what is independent in re:",
     "weights": "each row counts once; leave out rows that shall not count",

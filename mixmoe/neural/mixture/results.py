@@ -39,7 +39,7 @@ from mixmoe.output.predictions import (
     warn_strangers,
 )
 from mixmoe.output.records import Curve, Table
-from mixmoe.output.summary import nothing_predicted
+from mixmoe.output.summary import nothing_predicted, proportions_table
 from mixmoe.results import Results
 
 if TYPE_CHECKING:
@@ -344,19 +344,8 @@ class NMoEResults(MoEResults):
         if self.model.n_experts > 1:
             later = ("gate", "random", "residual")
             at = next(i for i, table in enumerate(tables) if table.key in later)
-            tables.insert(at, self._proportions_table(alpha))
+            tables.insert(at, proportions_table(self.proportions(alpha), alpha))
         return (header, self._networks_table(), *tables)
-
-    def _proportions_table(self, alpha: float) -> Table:
-        shares = self.proportions(alpha)
-        return Table(
-            key="proportions",
-            title="Expert proportions (mean gate probability)",
-            columns=("Estimate", "Std. Err.", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
-            index=tuple(f"expert {k + 1}" for k in range(len(shares))),
-            cells=tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in shares.to_numpy()),
-            formats=("num", "num", "num", "num"),
-        )
 
     def _networks_table(self) -> Table:
         """What the networks are."""

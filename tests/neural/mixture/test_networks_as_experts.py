@@ -207,6 +207,7 @@ def test_a_start_is_taken_and_the_fit_repeated(fit, data):
         ("y ~ nn()", {}, DesignError, r"nn\(\) has no inputs"),
         ("y ~ nn(x) + common(u)", {}, FormulaError, r"NMoE has no common"),
         ("y ~ nn(x) | vary: u", {}, FormulaError, "has no section 'vary:'"),
+        ("y ~ nn(x) | re: (last | id)", {}, FormulaError, "have random effects of columns: write"),
         ("y ~ nn(x) | re: (1 | row)", {}, ArgumentError, "each subject has one row"),
         ("y ~ nn(x) | re: (1 | id) + (1 | g)", {}, FormulaError, "more than one grouping factor"),
         ("y ~ nn(x)", {"hidden": {"expert": (2,)}}, ArgumentError, "hidden has widths for 'experts' and 'gate'"),
