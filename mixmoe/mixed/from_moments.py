@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts
+from mixmoe.mixed.likelihood.patterns import patterned
 from mixmoe.mixed.likelihood.spread import SpreadExperts, SpreadPart
 from mixmoe.mixed.options import check_numbers, exact_within, one_row_each, without_noise
 from mixmoe.mixed.parameters import Coordinates, Structure
@@ -129,7 +130,7 @@ def _experts_of(subjects: BySubject, M: Array, c: Coordinates) -> GaussianExpert
         gram = np.einsum("adn,db->abn", gram, M, optimize=True)
         out.yy[at], out.Xy[:, at], out.XX[..., at] = gram[0, 0], gram[x, 0], gram[x, x]
         out.Zy[:, at], out.ZX[..., at], out.ZZ[..., at] = gram[z, 0], gram[z, x], gram[z, z]
-    return out
+    return patterned(out)
 
 
 def _change(near: Reference, kept: NDArray[np.intp], c: Coordinates) -> Array:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from mixmoe._typing import Array
-from mixmoe.mixed.em import em_iterations, expectations, update_means, update_variances, updated_factor
+from mixmoe.mixed.em import Expectations, em_iterations, expectations, update_means, update_variances, updated_factor
 from mixmoe.mixed.end_points import nearly_exact
 from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts
 from mixmoe.mixed.likelihood.observed import (
@@ -24,9 +24,9 @@ from mixmoe.mixed.likelihood.observed import (
     Problem,
     evaluate,
     observed_information,
-    outer_products,
     subject_logliks,
     subject_scores,
+    summed_products,
     summed_squares,
 )
 from mixmoe.mixed.parameters import Params, Sigma, Structure, free_to_working, working_to_free
@@ -73,14 +73,11 @@ def first_inverse(problem: Problem, theta: Array) -> Array:
     if problem.has_many_columns and len(theta) > _FEW_POINTS and theta.shape[1] > MANY_PARAMETERS:
         sizes = np.nan_to_num(summed_squares(problem, theta))
         return 1.0 / np.maximum(sizes, _LEAST_INFORMATION * problem.n_subjects)
-    out = np.empty((theta.shape[0], theta.shape[1], theta.shape[1]))
-    for s, point in enumerate(theta):
-        if problem.has_many_columns and len(theta) <= _FEW_POINTS:
-            information = np.nan_to_num(observed_information(problem, point))
-        else:
-            information = outer_products(problem, point)
-        out[s] = floored_inverse(information, _LEAST_INFORMATION * problem.n_subjects)
-    return out
+    if problem.has_many_columns and len(theta) <= _FEW_POINTS:
+        information = np.array([np.nan_to_num(observed_information(problem, point)) for point in theta])
+    else:
+        information = summed_products(problem, theta)
+    return np.array([floored_inverse(each, _LEAST_INFORMATION * problem.n_subjects) for each in information])
 
 
 def one_expert_problem(problem: Problem[Model]) -> Problem[Model]:
@@ -498,7 +495,7 @@ def insertions(fit: Beside, features: Array, rng: np.random.Generator) -> Insert
         params = Params(full[source], *(part[0][source][:, None] for part in _parts(p)[1:]))
         new = Inserted(np.zeros(_BATCH), params, few, sets, source)
         for _ in range(_SET_ROUNDS):
-            new = replace(new, params=_fitted(fit, part, new))
+            new = _fitted(fit, part, new, expectations(part, _alone(new), sets[:, None]), tilt=False)
         for _ in range(_FIRST_ROUNDS):
             new = _grown(fit, part, new, tilt=False)
         batches.append(_best(new, _BATCH // 4))
@@ -517,8 +514,8 @@ def insertions(fit: Beside, features: Array, rng: np.random.Generator) -> Insert
     new = replace(new, subjects=many, share=np.pad(new.share, ((0, 0), (0, many.size - few.size))))
     part = alone.take(many)
     for _ in range(_FINAL_ROUNDS):
-        new = _grown(fit, part, new, tilt=True)
-    return _unless_exact(fit, new)
+        before, new = new, _grown(fit, part, new, tilt=True)
+    return _unless_exact(fit, replace(new, params=before.params))  # to which the gain belongs
 
 
 def _best(new: Inserted, n: int) -> Inserted:
@@ -574,10 +571,13 @@ def _sets(features: Array, pairs: NDArray[np.intp], rng: np.random.Generator) ->
     return np.vstack([paired, near]), np.append(two[:, 0], first)
 
 
-def _fitted(fit: Beside, alone: ClosedForm, new: Inserted) -> Params:
-    """Parameters of new experts after an EM step with their shares, but for those that experts have in common."""
+def _fitted(fit: Beside, alone: ClosedForm, new: Inserted, e: Expectations, tilt: bool) -> Inserted:
+    """New experts after an M-step with their shares, but for parameters that experts have in common.
+
+    The gate of the expert that each came from is shifted to the size of the new one, or with `tilt` it takes a Newton
+    step of its own.
+    """
     s, params, source = fit.problem.structure, new.params, new.source
-    e = expectations(alone, replace(params, gamma=params.gamma[:, :0]), new.share[:, None])
     if e.normal is None:
         raise TypeError("no expert is inserted where columns are many; ask gains_little first")
     own = np.flatnonzero(~s.common)
@@ -591,7 +591,13 @@ def _fitted(fit: Beside, alone: ClosedForm, new: Inserted) -> Params:
         factor = free if s.cov_re == "expert" else factor * _length(free) / _length(factor)
     if s.residual == "expert":
         sigma = np.sqrt(np.maximum(e.residual / np.maximum(e.rows, 1e-10), 1e-10))
-    return replace(params, beta=beta, factor=factor, sigma=sigma)
+    gamma = _tilted(fit, new) if tilt else _shifted(fit, new)
+    return replace(new, params=replace(params, gamma=gamma, beta=beta, factor=factor, sigma=sigma))
+
+
+def _alone(new: Inserted) -> Params:
+    """Parameters of new experts without a gate."""
+    return replace(new.params, gamma=new.params.gamma[:, :0])
 
 
 def _length(factor: Array) -> Array:
@@ -599,27 +605,30 @@ def _length(factor: Array) -> Array:
 
 
 def _grown(fit: Beside, alone: ClosedForm, new: Inserted, tilt: bool) -> Inserted:
-    """New experts after one round: their parameters follow their subjects, then whoever they describe better joins.
+    """New experts after one round: whoever they describe better joins, then their parameters follow their subjects.
 
-    The gate of the expert that each came from is shifted to the size of the new one, or with `tilt` it takes a Newton
-    step of its own.
+    The gain is that of the parameters before.
     """
-    params, at = _fitted(fit, alone, new), new.subjects
-    ratio = alone.experts.densities(replace(params, gamma=params.gamma[:, :0])).log_density[:, 0] - fit.base[at]
-    if tilt:
-        gamma = _tilted(fit, new)
-    else:
-        W = fit.problem.W
-        full = np.concatenate([np.zeros((1, W.shape[1])), fit.params.gamma[0]])[new.source]
-        expected = np.exp(fit.log_prior).sum(axis=1)[new.source]
-        shift = np.log(np.clip(new.share.sum(axis=1), 0.1, 0.5 * len(W)) / expected)
-        intercept = np.linalg.lstsq(W, np.ones(len(W)), rcond=None)[0]
-        gamma = (full + shift[:, None] * intercept)[:, None]
-    odds = _odds(fit, gamma)
-    log_ratio = odds[:, at] + ratio
+    odds, base = _odds(fit, new.params.gamma), fit.base[new.subjects]
+    log_ratio = odds[:, new.subjects]
+
+    def joined(where: slice, log_density: Array) -> Array:
+        log_ratio[:, where] += log_density[:, 0] - base[where]
+        return np.asarray(expit(log_ratio[:, None, where]))
+
+    e = expectations(alone, _alone(new), joined)
     gain = np.logaddexp(0, log_ratio).sum(axis=1) - np.logaddexp(0, odds).sum(axis=1)
-    share = np.exp(-np.logaddexp(0, -log_ratio))
-    return replace(new, gain=gain, params=replace(params, gamma=gamma), share=share)
+    return _fitted(fit, alone, replace(new, gain=gain, share=e.responsibilities[:, 0]), e, tilt)
+
+
+def _shifted(fit: Beside, new: Inserted) -> Array:
+    """Gate coefficients, shape (C, 1, m), of the experts that new ones came from, shifted to the size of these."""
+    W = fit.problem.W
+    full = np.concatenate([np.zeros((1, W.shape[1])), fit.params.gamma[0]])[new.source]
+    expected = np.exp(fit.log_prior).sum(axis=1)[new.source]
+    shift = np.log(np.clip(new.share.sum(axis=1), 0.1, 0.5 * len(W)) / expected)
+    intercept = np.linalg.lstsq(W, np.ones(len(W)), rcond=None)[0]
+    return np.asarray((full + shift[:, None] * intercept)[:, None])
 
 
 def _odds(fit: Beside, gamma: Array) -> Array:

@@ -491,8 +491,12 @@ def _without_subjects(part: PartSums | None) -> PartSums | None:
 def _first_of(subjects: BySubject, n: int, start: int = 0) -> BySubject:
     """Some consecutive subjects."""
     at = slice(start, n)
-    parts = (tuple(values[at] for values in getattr(subjects, name)) for name in ("sums", "first", "away"))
-    return BySubject(subjects.labels[at], *parts, None if subjects.clusters is None else subjects.clusters[at])
+    sums, first, away = (
+        tuple(values[at] for values in part) for part in (subjects.sums, subjects.first, subjects.away)
+    )
+    return BySubject(
+        subjects.labels[at], sums, first, away, None if subjects.clusters is None else subjects.clusters[at]
+    )
 
 
 def _without_products(subjects: BySubject) -> BySubject:

@@ -317,7 +317,7 @@ def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:
     root = 1.0 / np.sqrt(np.where(scale > LEAST_CURVATURE, scale, np.inf))  # no curvature, no step
     with np.errstate(over="ignore", invalid="ignore"):
         unit = 0.5 * (matrix[bad] + np.swapaxes(matrix[bad], 1, 2)) * root[:, :, None] * root[:, None, :]
-    usable: BoolArray = np.isfinite(unit).all(axis=(1, 2)) & np.isfinite(flat[bad]).all(axis=1)
+    usable: BoolArray = np.asarray(np.isfinite(unit).all(axis=(1, 2)) & np.isfinite(flat[bad]).all(axis=1))
     values, vectors = np.linalg.eigh(np.where(usable[:, None, None], unit, np.eye(unit.shape[1])))
     # NaN where something is not finite, so that the grid point counts as lost.
     pulled: Array = np.where(usable[:, None], flat[bad], np.nan) * root

@@ -26,9 +26,9 @@ from mixmoe.mixed.likelihood.gaussian import (
     LOG_2PI,
     GaussianExperts,
     GaussianRowExperts,
-    independent_experts,
 )
 from mixmoe.mixed.likelihood.modes import extra_starts
+from mixmoe.mixed.likelihood.patterns import independent_experts
 from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Effects, RowScores, ScoresByRow
 from mixmoe.mixed.likelihood.serial import ErrorFactor, ErrorKind, Spread, Visits, factorise
 from mixmoe.mixed.parameters import Params, Structure

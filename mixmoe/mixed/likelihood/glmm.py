@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.columns import Columns
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts, GaussianRowExperts, independent_experts
+from mixmoe.mixed.likelihood.gaussian import GaussianExperts, GaussianRowExperts
 from mixmoe.mixed.likelihood.modes import (
     Modes,
     Predictor,
@@ -31,6 +31,7 @@ from mixmoe.mixed.likelihood.modes import (
     find_modes,
     log_joint,
 )
+from mixmoe.mixed.likelihood.patterns import independent_experts
 from mixmoe.mixed.likelihood.protocol import (
     CategoryCounts,
     CoefficientInformation,

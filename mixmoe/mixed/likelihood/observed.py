@@ -23,7 +23,7 @@ from mixmoe.mixed.likelihood.protocol import (
 from mixmoe.mixed.likelihood.spread import SpreadExperts, SpreadPart
 from mixmoe.mixed.parameters import FreeVector, Params, Structure, derivatives_in_free, free_to_working
 from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score, penalty_value
-from mixmoe.numerics.linalg import cholesky_of_one, jacobian, logsumexp, slope
+from mixmoe.numerics.linalg import cholesky_of_one, jacobian, normalised, slope
 from mixmoe.numerics.optimise import Evaluation
 
 Model = TypeVar("Model", bound=Experts)
@@ -192,8 +192,8 @@ def evaluate_block(problem: Problem, params: Params, where: slice, experts: Expe
     densities = experts.densities(params)
     log_prior = gate_log_probabilities(problem.W[where], params.gamma)
     log_joint = log_prior + densities.log_density
-    loglik = logsumexp(log_joint, axis=1)
-    return Block(where, densities, log_prior, log_joint, loglik, np.exp(log_joint - loglik[:, None]))
+    loglik, responsibilities = normalised(log_joint, axis=1)
+    return Block(where, densities, log_prior, log_joint, loglik, responsibilities)
 
 
 def block_scores(problem: Problem, theta: Array, block: Block, memberships: Array | None = None) -> Array:
@@ -312,22 +312,19 @@ def _scores(problem: Problem, theta: Array) -> Array:
     return out
 
 
-def outer_products(problem: Problem, theta: Array) -> Array:
-    """Sum over the subjects of the outer products of their scores at one free vector, shape (P, P)."""
-    if problem.restricted:
-        scores = np.nan_to_num(subject_scores(problem, theta))
-        return scores.T @ scores
-    return sum(over_subjects(problem, partial(_outer_products, theta=theta)), np.zeros((theta.size, theta.size)))
+def summed_products(problem: Problem, theta: Array) -> Array:
+    """Sums over subjects of the outer products of their scores, (S, P, P), at S vectors; of a plain log-likelihood."""
+    S, P = theta.shape
+    return sum(over_subjects(problem, partial(_summed_products, theta=theta)), np.zeros((S, P, P)))
 
 
-def _outer_products(problem: Problem, theta: Array) -> Array:
-    params = free_to_working(problem.structure, theta[None])
-    out = np.zeros((theta.size, theta.size))
+def _summed_products(problem: Problem, theta: Array) -> Array:
+    params, (S, P) = free_to_working(problem.structure, theta), theta.shape
+    out = np.zeros((S, P, P))
     # Block by block: scores of all subjects would be the largest array of a fit.
-    for where, experts in problem.experts.blocks(problem.structure.n_experts):
-        block = evaluate_block(problem, params, where, experts)
-        scores = np.nan_to_num(block_scores(problem, theta[None], block)[0])
-        out += scores @ scores.T
+    for where, experts in problem.experts.blocks(S * max(P, problem.structure.n_experts)):
+        scores = np.nan_to_num(block_scores(problem, theta, evaluate_block(problem, params, where, experts)))
+        out += scores @ np.swapaxes(scores, 1, 2)
     return out
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.gaussian import ClosedExperts, GaussianDensities, GaussianExperts
+from mixmoe.mixed.likelihood.gaussian import ClosedExperts, GaussianExperts, MomentDensities
 from mixmoe.mixed.parameters import Params
 from mixmoe.partitions.on_workers import OnWorkers
 
@@ -85,7 +85,7 @@ class SpreadExperts(ClosedExperts):
                 yield slice(first + where.start, first + where.stop), experts
             first += part.n_subjects
 
-    def densities(self, params: Params) -> GaussianDensities:
+    def densities(self, params: Params) -> MomentDensities:
         """Log-densities at S parameter vectors, of subjects brought here."""
         return self.here().densities(params)
 
