@@ -10,6 +10,7 @@ from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
 from mixmoe.design.design import Design, build_design, column_terms
 from mixmoe.design.formula import MoEFormula, parse_formula, refuse_several
+from mixmoe.design.formulaic_engine import parse_terms
 from mixmoe.design.terms import inputs_of_network
 from mixmoe.errors import (
     ArgumentError,
@@ -35,7 +36,7 @@ from mixmoe.neural.mixture.likelihood import (
 )
 from mixmoe.neural.mixture.parameters import Body, Scales, Sharing, Structure, columns_of, free, reported, scales_of
 from mixmoe.neural.mixture.results import NMoEResults
-from mixmoe.neural.mixture.search import Found, off_singular, searched
+from mixmoe.neural.mixture.search import Found, off_singular, searched, split_start
 from mixmoe.neural.network import ACTIVATIONS, checked_hidden
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
@@ -243,7 +244,7 @@ class NMoE:
             Random starts; 12 for each expert beyond the first, 4 of one expert. The best quarter, four at least, is
             carried to the end, and `summary` says how many of these reached the best value.
         start : NMoEResults, Series or ndarray, optional
-            Parameters from which a further start sets out.
+            Parameters from which a further start sets out, or a fit with one expert fewer, whose first one is split.
         max_iter : int
             Quasi-Newton iterations.
         tol : float
@@ -269,13 +270,24 @@ class NMoE:
         control = Control(
             max_iter=checked_count(max_iter, "max_iter"), tol=checked_positive(tol, "tol"), progress=progress
         )
-        first = None if start is None else self.free(checked_start(self.layout, start))
-        found = searched(self.problem, n_starts, checked_rng(rng), control, first)
+        generator = checked_rng(rng)
+        first = None if start is None else self._start(start, generator)
+        found = searched(self.problem, n_starts, generator, control, first)
         fit = seeded(self.record(found), rng)
         warn_flags(fit.flags, WARNINGS)
         cov = self.covariance(fit, cov_type)
         warn_flags(cov.flags, WARNINGS)
         return NMoEResults(self, fit, cov)
+
+    def _start(self, given: Any, rng: np.random.Generator) -> Array:
+        """Free parameters from what a user gives: parameters, a fit of this model, or one with one expert fewer."""
+        fewer = isinstance(given, NMoEResults) and given.model.n_experts == self.n_experts - 1
+        if fewer and replace(given.model.structure, n_experts=self.n_experts, gate_body=None) == replace(
+            self.structure, gate_body=None
+        ):
+            theta = given.model.free(given.em.params)
+            return split_start(self.problem, given.model.structure, theta, rng)
+        return self.free(checked_start(self.layout, given))
 
     def record(self, found: Found) -> EMFit:
         """The outcome of a search as an estimate, in the units of the data."""
@@ -440,12 +452,10 @@ def network_columns(design: Design, section: str, hidden: Sequence[int]) -> Any:
     FormulaError
         If the section has more than one network.
     """
-    inside = {
-        name: inputs
-        for term in design.recipe.sections[section]
-        if (inputs := inputs_of_network(term)) is not None
-        for name in [str(term)]
-    }
+    # As formulaic reads them, whatever computes the columns.
+    parts = design.formula.expert if section == "expert" else design.formula.gate
+    terms = [term for part in parts for term in parse_terms(part.text, part.intercept)]
+    inside = {str(term): inputs for term in terms if (inputs := inputs_of_network(term)) is not None}
     if len(inside) > 1:
         raise FormulaError(
             f"the formula has the networks {', '.join(inside)} in one section; write one with all inputs",
@@ -493,6 +503,6 @@ def checked_start(layout: ParamLayout, given: Any) -> Array:
     if values.shape != (len(layout.names),) or not np.isfinite(values).all():
         raise ArgumentError(
             f"start must have {len(layout.names)} finite values, one per parameter, or be another fit of the model, "
-            f"got shape {values.shape}"
+            f"with as many experts or one fewer, got shape {values.shape}"
         )
     return values

@@ -339,7 +339,7 @@ def columns_of(
     network = np.array([owner in inside for owner in owners], dtype=bool)
     called = []
     for name, owner in zip(names, owners, strict=True):
-        place = int(name.rpartition("[")[2].rstrip("]")) if owner in inside else 0
+        place = int(name[len(owner) :].strip("[]") or 0) if owner in inside else 0  # patsy numbers no single column
         called.append(inside[owner][place] if owner in inside else name)
     inputs = network if hidden else np.zeros_like(network)
     pairs = list(zip(called, inputs, strict=True))

@@ -19,6 +19,7 @@ NEWTON_STEPS = 20
 NEAR = 1e-3  # of the tolerance: where Newton steps end
 ALIKE = 0.1  # log-likelihood: networks have maxima that differ by less than data can tell, and count as one
 RIDGE = 1.0  # of the regressions that give the first heads
+APART = 0.3  # standard deviation of what parts the two halves of an expert that is split
 COLLAPSED = 1e-3  # residual deviation beside that of the response, below which an expert fits a few rows exactly
 BOUNDARY = 1e-4  # of the residual deviation, below which a random effect has none
 FLOOR = float(np.log(COLLAPSED / 10))
@@ -149,6 +150,36 @@ def random_start(problem: Problem, rng: np.random.Generator) -> Array:
     theta[at["sigma"]] = np.log(FIRST_SIZE)
     theta[s.diagonal] = FIRST_SIZE
     return theta
+
+
+def split_start(problem: Problem, smaller: Structure, theta: Array, rng: np.random.Generator) -> Array:
+    """The free parameters of a fit with one expert fewer, with its most probable expert twice, moved a little apart.
+
+    Parameters
+    ----------
+    problem : Problem
+    smaller : Structure
+        Of that fit.
+    theta : ndarray
+        Its free parameters.
+    rng : numpy.random.Generator
+    """
+    s, out = problem.structure, random_start(problem, rng)
+    for name in ("beta", "factor", "sigma", "body", "head"):
+        old = theta[smaller.places[name]]
+        out[s.places[name]] = np.concatenate([old, old[:1]])
+    for name in ("gamma", "gate_head"):
+        # The new expert is as probable as the one that it came from, which is the reference.
+        old, places = theta[smaller.places[name]], s.places[name]
+        out[places[-1:]] = 0.0
+        if old.size:
+            out[places[:-1]] = old
+    if smaller.gate_body is not None:
+        out[s.places["gate_body"]] = theta[smaller.places["gate_body"]]
+    for name in ("beta", "head"):
+        new = s.places[name][-1]
+        out[new] += APART * rng.normal(size=new.size)
+    return out
 
 
 def _fan_in(body: Body | None) -> Array:

@@ -194,6 +194,9 @@ def test_random_effects_that_the_data_do_not_show_are_told():
 def test_a_start_is_taken_and_the_fit_repeated(fit, data):
     again = mm.fit("y ~ nn(x) | gate: z | re: (1 | id)", data, hidden=(3,), start=fit, starts=0, rng=0)
     assert again.llf == pytest.approx(fit.llf, abs=1e-8)
+    one = mm.fit("y ~ nn(x) | gate: z | re: (1 | id)", data, 1, hidden=(3,), starts=1, rng=0)
+    split = mm.fit("y ~ nn(x) | gate: z | re: (1 | id)", data, hidden=(3,), start=one, starts=0, rng=0)
+    assert split.llf > one.llf + 20
     with pytest.warns(ConvergenceWarning, match="the score is not zero"):
         mm.fit("y ~ nn(x) | gate: z | re: (1 | id)", data, hidden=(3,), starts=1, rng=3, max_iter=1, tol=1e-14)
 
