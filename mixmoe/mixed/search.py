@@ -1,5 +1,6 @@
 """Maximum likelihood of a MEMoE: search from many starts, finish by quasi-Newton and Newton, order the experts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
