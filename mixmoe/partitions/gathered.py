@@ -20,7 +20,7 @@ from mixmoe.design.design import Design, assembled
 from mixmoe.design.recipe import Recipe
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.partitions.moments import columns_of_part
-from mixmoe.partitions.scan import Part
+from mixmoe.partitions.scan import ROWS_AT_ONCE, Part
 from mixmoe.partitions.survey import Source
 
 RUN_ROWS = 100_000  # rows that are in memory at a time where arrays are made from files
