@@ -117,9 +117,8 @@ def gather(
     position, codes = on_disk((n,), np.intp), on_disk((n,), np.intp)
     aux = {name: on_disk((n,)) for name in recipe.aux if name != "cluster"}
     filled, first = np.zeros(counts.size, dtype=np.intp), 0
-    for found in source.data.mapped(
-        partial(rows_of_part, recipe=recipe, types=source.types, check=check), source.columns
-    ):
+    task = partial(rows_of_part, recipe=recipe, types=source.types, check=check)
+    for found in source.data.mapped(task, source.columns, ROWS_AT_ONCE):
         part, before, first = found.design, first, first + found.n_input
         if part is None:
             continue
