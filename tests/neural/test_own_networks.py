@@ -11,7 +11,8 @@ from mixmoe.errors import ArgumentError, MixmoeWarning, SavedFileError
 
 torch = pytest.importorskip("torch")
 
-from mixmoe.neural.network import jacobian, select_personal, view_tensors, wrap_module  # noqa: E402
+from mixmoe.neural.network import jacobian, select_personal, view_tensors  # noqa: E402
+from mixmoe.neural.own_modules import wrap_module  # noqa: E402
 
 nn = torch.nn
 
