@@ -353,9 +353,10 @@ def profile(m: Moments, factors: Factors, log_sigma: Tensor | None = None) -> Pr
         logdet = logdet + 2.0 * border.root.diagonal().log().sum()
     information, moment, yy = left[:p, :p], left[:p, p], left[p, p]
     sigma2 = None if log_sigma is None else (2.0 * log_sigma).exp()
-    if m.wide and sigma2 is None:
-        sigma2 = best_sigma2(m, information, moment, yy, factors.size)
-    ridge = sigma2 / m.wide if m.wide else m.ridge
+    ridge: Tensor = information.new_tensor(m.ridge)
+    if m.wide:
+        sigma2 = best_sigma2(m, information, moment, yy, factors.size) if sigma2 is None else sigma2
+        ridge = sigma2 / m.wide
     penalised = information + ridge * identity_like(information)
     # Without a penalty, so little on the diagonal that features which are collinear can be factored changes no digit.
     little = ridge if m.wide or m.ridge else 1e-10 * information.diagonal().mean().clamp_min(1e-12)

@@ -156,6 +156,8 @@ def unit_slopes(
 
 def with_border(plan: Plan, u: Latent, block: int) -> Tensor:
     """Latent effects of the units of a block and of the border slots that they meet, shape (B, R + S, k)."""
+    if u.border is None:
+        raise TypeError("these effects have no border; use u.own")
     return torch.cat([u.own[plan.units[block]], u.border[plan.border[block]]], dim=1)
 
 
@@ -173,15 +175,15 @@ def crossed_slopes(
     """
     plan, gram, z = m.plan, m.gram[block], m.plan.random(block)
     L, (Q, R) = torch.block_diag(factors.own, factors.border[block]), factors.own.shape
-    met, each = (None if u is None else with_border(plan, u, block) for u in latents)
-    latent = met.squeeze(-1)
+    u, features = latents
+    latent = with_border(plan, u, block).squeeze(-1)
     whole = L.new_zeros(gram.shape[-1], L.shape[1]).index_copy(0, z, L)
     c, half = residual_columns(m, fit, whole, latent, block), L @ local_inverse(plan, fit, S, block)
     rows = c.unsqueeze(-1) * (c / fit.sigma2).unsqueeze(-2)
     rows[:, z.unsqueeze(-1), z] += half @ L.T
     away = (gram @ c.unsqueeze(-1)).squeeze(-1) / fit.sigma2
     slope = (gram[:, z][..., z] @ half).sum(0) + away[:, z].T @ latent
-    if each is not None:
-        added, M = beta_rows(m, fit, whole, each)
+    if features is not None:
+        added, M = beta_rows(m, fit, whole, with_border(plan, features, block))
         rows, slope = rows + added.mT @ added, slope - (added @ gram)[..., z].flatten(0, 1).T @ M.flatten(0, 1)
     return BlockSlopes(rows, slope[:Q, :R], slope[Q:, R:])
