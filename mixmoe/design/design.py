@@ -326,6 +326,7 @@ def build_design(
     random_columns: bool = True,
     partial_response: bool = False,
     smooths: bool = False,
+    networks: bool = False,
 ) -> Design:
     """Arrays of a formula and a data set.
 
@@ -348,6 +349,8 @@ def build_design(
         Whether rows whose categorical response is missing are kept, with the code -1.
     smooths : bool
         Whether the family has penalised functions ``s(...)``.
+    networks : bool
+        Whether it has networks ``nn(...)``, whose columns are their inputs.
 
     Returns
     -------
@@ -367,7 +370,7 @@ def build_design(
     AssumptionWarning
         If levels seem to stand for missing values, or rows to be there twice.
     """
-    recipe = make_recipe(formula, context, engine, response, aux, random_columns, partial_response, smooths)
+    recipe = make_recipe(formula, context, engine, response, aux, random_columns, partial_response, smooths, networks)
     frame = view(data)
     if frame.n_rows == 0:
         raise DesignError("the data have no rows; pass at least one row per subject")

@@ -102,7 +102,7 @@ from mixmoe.output.predictions import (
     with_offset,
 )
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table
-from mixmoe.output.summary import nothing_predicted
+from mixmoe.output.summary import nothing_predicted, proportions_table
 from mixmoe.responses.distribution import Outcome
 
 if TYPE_CHECKING:
@@ -127,16 +127,7 @@ class MEMoEResults(MoEResults):
         if self.model.n_experts == 1:
             return tables
         at = next(i for i, table in enumerate(tables) if table.key == "gate")
-        shares = self.proportions(alpha)
-        proportions = Table(
-            key="proportions",
-            title="Expert proportions (mean gate probability)",
-            columns=("Estimate", "Std. Err.", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
-            index=tuple(f"expert {k + 1}" for k in range(len(shares))),
-            cells=tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in shares.to_numpy()),
-            formats=("num", "num", "num", "num"),
-        )
-        return (*tables[:at], proportions, *tables[at:])
+        return (*tables[:at], proportions_table(self.proportions(alpha), alpha), *tables[at:])
 
     def proportions(self, alpha: float = 0.05) -> pd.DataFrame:
         """Mean probability of each expert over the subjects; see `MoEResults.proportions`."""
