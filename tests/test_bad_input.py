@@ -539,6 +539,11 @@ def test_rows_that_are_there_twice():
     data = good()
     with pytest.warns(AssumptionWarning, match="120 of 240 rows are copies of other rows of the same subject"):
         mm.MEMoE("y ~ time | re: (1 | id)", pd.concat([data, data]), 1)
+    tied = data.assign(
+        y=np.exp(data["y"]), time=0.0
+    )  # no time tells rows apart, and the response stands in a transform
+    with pytest.warns(AssumptionWarning, match="120 of 240 rows are copies of other rows of the same subject"):
+        mm.MEMoE("log(y) ~ g | re: (1 | id)", pd.concat([tied, tied]), 1)
     other = pd.concat([data, data.assign(id="other " + data["id"])])  # other subjects, as a resample has them
     counts = data.assign(y=np.round(data["y"]))  # of which chance makes equal ones
     with warnings.catch_warnings():

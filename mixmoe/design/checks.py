@@ -100,7 +100,10 @@ def _copies(rows: Rows, recipe: Recipe) -> int:
     copies = table.duplicated()
     if not copies.any():
         return 0
-    left, response = table[~copies], response_column(recipe.formula)
+    left = table[~copies]
+    # Of log(y) the column y: a transform of a continuous column is continuous.
+    responses = [u.name for u in recipe.names["response"] if u.name in rows.columns and not u.called]
+    response = responses[0] if len(responses) == 1 else None
     measured = {u.name for part in ("expert", "random", "index") for u in recipe.names.get(part, ()) if not u.called}
     measured = measured & set(left.columns) - {response}
     timed = any(is_numeric(left[name]) and not left.duplicated(["", name]).any() for name in measured)
