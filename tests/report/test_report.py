@@ -232,13 +232,9 @@ def test_the_first_row_is_the_first_visit_only_where_the_order_is_known():
     for options in ({}, {"time": "time"}):
         fit = mm.fit("y ~ time + x1 | gate: z1 | re: (1 | id)", frame, experts=2, rng=0, starts=4, **options)
         e = gather(fit, 0.05, None, None, None, True)
-        tables = (
-            attrition_table(e.rows, e.times),
-            profile_table(e.rows, fit._responsibilities_described, e.times, "subjects"),
-        )
-        seen[bool(options)] = [
-            set(word.split(",")[0] for word in table.index) & {"time", "x1", "z1"} for table in tables
-        ]
+        profile = profile_table(e.rows, fit._responsibilities_described, e.times, "subjects")
+        tables, columns = (attrition_table(e.rows, e.times), profile), {"time", "x1", "z1"}
+        seen[bool(options)] = [{word.split(",")[0] for word in table.index} & columns for table in tables]
         assert ("give time=" in tables[0].notes[-1]) == ("give time=" in metric_of_time(e)) == (not options)
     # x1 changes within subjects; at the first visit the time is zero for all, so that it has no rank correlation.
     assert seen == {False: [{"z1"}, {"z1"}], True: [{"x1", "z1"}, {"time", "x1", "z1"}]}
