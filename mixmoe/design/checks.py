@@ -4,6 +4,7 @@ Messages name column and row.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -330,20 +331,20 @@ def refuse_size(what: str, largest: float, limits: tuple[float, float], where: s
         )
 
 
-def gate_by_unit(gate: Array, built: Materialized, rows: Rows, frame: FrameView, recipe: Recipe) -> Array:
-    """One row of the gate per unit, after checking that it is constant there."""
-    starts = rows.starts
+def with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Materialized:
+    """The matrices with one row of the gate per unit, after checking that it is constant there; not along an index."""
+    if recipe.formula.vary is not None:
+        return built
+    starts, gate = rows.starts, built.matrices["gate"]
     first = gate[starts]
-    if len(starts) == rows.n:
-        return first
-    for j in range(gate.shape[1]):
+    for j in range(gate.shape[1] if len(starts) < rows.n else 0):
         off = gate[:, j] - first[rows.codes, j]
         if not off.any():
             continue
         varies = np.abs(off) > 1e-9 * np.abs(gate[:, j]).max()
         if varies.any():
             raise _varying_error(int(varies.argmax()), built.names["gate"][j], rows, frame, recipe)
-    return first
+    return replace(built, matrices={**built.matrices, "gate": first})
 
 
 def _varying_error(i: int, term: str, rows: Rows, frame: FrameView, recipe: Recipe) -> DesignError:

@@ -10,8 +10,8 @@ from scipy import stats
 
 import mixmoe as mm
 from mixmoe.errors import ApproximationWarning, DegeneracyWarning, DesignError
+from mixmoe.mixed import ascents, end_points
 from mixmoe.mixed import degeneracy as flags
-from mixmoe.mixed import end_points
 from mixmoe.mixed import information as covariance
 from mixmoe.mixed import search as estimate
 from mixmoe.mixed.end_points import collapsed
@@ -377,7 +377,7 @@ def test_proportional_covariances_of_which_one_all_but_vanishes(tiny, data):
     expected = [size[k] if k == 0 or k != tiny else 0.0 for k in range(3)]
     assert np.linalg.norm(kept, axis=(1, 2)) == pytest.approx(expected, rel=1e-9)
     assert evaluate(problem, at.theta[None]).loglik[0] == pytest.approx(before, abs=1e-6)
-    first = estimate.largest_first(problem, theta)
+    first = ascents.largest_first(problem, theta)
     turned = free_to_working(s, first[None]).factor[0]
     assert np.linalg.norm(turned, axis=(1, 2)).argmax() == 0
     assert evaluate(problem, first[None]).loglik[0] == pytest.approx(before, abs=1e-8)
