@@ -23,11 +23,12 @@ from mixmoe.inference.cells import (
     pairs_of,
 )
 from mixmoe.inference.uncertainty import ParamCov, scale_of, wald_limits
+from mixmoe.mixed.ascents import Search, permute_params
 from mixmoe.mixed.boundary import Boundary, expert_directions, gate_directions
 from mixmoe.mixed.end_points import residual_deviations
 from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_logliks
 from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_working, working_to_free
-from mixmoe.mixed.search import Search, permute_params, search_from
+from mixmoe.mixed.search import search_from
 from mixmoe.mixture.estimate import SAME, EMFit, Flag, ParamLayout
 from mixmoe.mixture.gate import MOVED, NONE, gate_log_probabilities, posterior_probabilities, units_without
 from mixmoe.numerics.linalg import apply_inverse, logsumexp

@@ -23,6 +23,7 @@ from mixmoe.inference.uncertainty import (
     within_clusters,
     without_parameters,
 )
+from mixmoe.mixed.ascents import Guarded, Search, permute
 from mixmoe.mixed.boundary import Boundary, find_boundary
 from mixmoe.mixed.curvature import first_inverse_of_functions
 from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags, separation_flags
@@ -52,16 +53,7 @@ from mixmoe.mixed.parameters import (
     reported_to_user,
 )
 from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
-from mixmoe.mixed.search import (
-    Guarded,
-    Search,
-    off_boundary,
-    order_experts,
-    permute,
-    search,
-    search_carried,
-    search_from,
-)
+from mixmoe.mixed.search import off_boundary, order_experts, search, search_carried, search_from
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing, effective, smooth_maximum
 from mixmoe.mixed.smooth.functions import Function, coarse_design, functions_of, geometry_of, layout_of
 from mixmoe.mixed.starting_values import first_inverse

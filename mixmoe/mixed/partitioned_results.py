@@ -1,5 +1,6 @@
 """Results of a MEMoE of data in partitions, and predictions of partitions."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
@@ -12,7 +13,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.atomic import replacing
 from mixmoe.check.diagnosis import PANELS
 from mixmoe.design.design import Design
 from mixmoe.design.frame import shown
@@ -73,7 +73,7 @@ class Predictions:
         return _with_kept(rows, self.kept, self.make)
 
     def to_parquet(self, folder: PathLike) -> list[Path]:
-        """Write the predictions, one file per chunk; each appears only when it is complete.
+        """Write the predictions, one file per chunk; they appear when all are complete.
 
         Parameters
         ----------
@@ -96,16 +96,16 @@ class Predictions:
         where.mkdir(parents=True, exist_ok=True)
         if any(where.glob("part-*.parquet")):
             raise ArgumentError(f"the folder {str(where)!r} holds predictions already; name another one")
-        written = []
-        for i, frame in enumerate(self.frames()):
-            path = where / f"part-{i:06d}.parquet"
-            with replacing(path) as partly:
+        # Beside their place until all are there: where a later chunk is refused none is left.
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=where) as beside:
+            names = []
+            for i, frame in enumerate(self.frames()):
+                names.append(f"part-{i:06d}.parquet")
                 try:
-                    frame.to_parquet(partly)
+                    frame.to_parquet(Path(beside) / names[-1])
                 except ImportError as error:
                     raise MissingExtraError("to_parquet()", "pyarrow", "files") from error
-            written.append(path)
-        return written
+            return [(Path(beside) / name).replace(where / name) for name in names]
 
 
 def _with_kept(rows: pd.DataFrame, kept: tuple[str, ...], make: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:

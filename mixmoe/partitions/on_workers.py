@@ -3,8 +3,10 @@
 A worker that dies takes its values with it: Dask makes them again on another one, from the partitions on.
 """
 
+import ctypes
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -47,6 +49,8 @@ class OnWorkers:
         DesignError, ArgumentError
             That the task raised.
         """
+        if self.client.status != "running":
+            raise _lost(f"the client is {self.client.status}")
         pairs = zip(self.values, each, strict=True)
         found = [self.client.submit(_tried, task, value, own, pure=False) for value, own in pairs]
         return brought(self.client, found)
@@ -90,10 +94,26 @@ def _tried(task: Callable[..., Any], value: Any, *own: Any) -> Any:
     """What a task finds; an error of the data comes back as it is, and is not tried again."""
     if isinstance(value, DesignError | ArgumentError):
         return value
+    _keep_heap()
     try:
         return task(value, *own)
     except (DesignError, ArgumentError) as error:
         return error
+
+
+_M_MMAP_THRESHOLD, _LARGE = -3, 2**24  # of glibc's malloc.h; bytes
+
+
+def _keep_heap() -> None:
+    """Let this worker use the memory of arrays again that it has just freed.
+
+    Dask starts workers with a trim threshold, whereby glibc maps every array above 128 KB anew: measured, the page
+    faults take more than half of the time of an evaluation with complex steps.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:  # of other C libraries than glibc there is none
+            mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def _present(pieces: Sequence[Any]) -> list[bool]:
@@ -114,19 +134,23 @@ def brought(client: Any, futures: Sequence[Any]) -> list[Any]:
     DesignError, ArgumentError
         That a task raised.
     """
-    from concurrent.futures import CancelledError
+    from dask.distributed import KilledWorker
 
     try:
         found = client.gather(list(futures))
-    except (CancelledError, OSError, RuntimeError) as error:
-        raise ArgumentError(
-            f"workers of the cluster could not be asked ({' '.join(str(error).split())}); if the client is closed or "
-            "its workers are lost, open another and fit again, or leave it out to compute on this machine"
-        ) from error
+    except (CancelledError, KilledWorker, OSError, RuntimeError) as error:
+        raise _lost(" ".join(str(error).split())) from error
     for value in found:
         if isinstance(value, DesignError | ArgumentError):
             raise value
     return list(found)
+
+
+def _lost(why: str) -> ArgumentError:
+    return ArgumentError(
+        f"workers of the cluster could not be asked ({why}); if the client is closed or its workers are lost, open "
+        "another and fit again, or leave it out to compute on this machine"
+    )
 
 
 def active_client() -> Any:

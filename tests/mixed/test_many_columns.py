@@ -11,6 +11,7 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import MixmoeWarning
 from mixmoe.inference.small_samples import corrected_by_factors, corrected_scores, leverage
+from mixmoe.mixed.insertion import gains_little
 from mixmoe.mixed.likelihood import columns
 from mixmoe.mixed.likelihood.observed import (
     evaluate,
@@ -21,7 +22,6 @@ from mixmoe.mixed.likelihood.observed import (
     unit_information,
 )
 from mixmoe.mixed.parameters import free_to_working
-from mixmoe.mixed.starting_values import gains_little
 from mixmoe.numerics.linalg import cholesky_of_one, derivative_along, floored_inverse, slope
 from mixmoe.numerics.optimise import Control, Evaluation, bfgs_update, climb, inverse_information
 

@@ -156,5 +156,8 @@ def test_flags_that_name_rows_are_told_by_those_of_the_sample(tmp_path, preset, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found, known = fitted(formula, mm.scan(pattern), **options), fitted(formula, data, **options)
-    assert {flag.code for flag in known.flags} & {"separated_gate", "separated_expert", "ambiguous_labels"}
-    assert [flag.message for flag in found.flags] == [flag.message for flag in known.flags]
+    told = [
+        [f.message for f in one.flags if f.code in ("separated_gate", "separated_expert")] for one in (found, known)
+    ]
+    assert told[0] == told[1] != []
+    assert [flag.code for flag in found.flags] == [flag.code for flag in known.flags]

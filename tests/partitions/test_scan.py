@@ -353,12 +353,17 @@ def test_whole_and_other_numbers_may_be_mixed(rows, tmp_path):
     same(fitted(mm.scan(pattern), formula), fitted(data, formula))
 
 
-def test_new_levels_and_other_baselines_are_refused_in_predictions(rows, scanned):
+def test_new_levels_and_other_baselines_are_refused_in_predictions(rows, scanned, tmp_path):
     new = rows.dropna().head(4)
     with pytest.raises(DesignError, match=r"'g' is 'other' in row .*has not seen"):
         scanned.predict(new.assign(g="other"))
     with pytest.raises(DesignError, match=r"'center\(z1\)' of subject .* differs between the data of the fit"):
         scanned.predict(new.assign(z1=new["z1"] + 1), "subject")
+    # The last chunk is the wrong one: what was written before it is gone, too.
+    later = written(tmp_path, pd.concat([new, new.assign(g="other")]), 2)
+    with pytest.raises(DesignError, match=r"'g' is 'other' .*part01"):
+        scanned.predict(mm.scan(later)).to_parquet(tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_scan_refuses_what_matches_nothing(tmp_path):
