@@ -31,6 +31,7 @@ from mixmoe.neural.estimators.last_layer import is_exact
 from mixmoe.neural.estimators.mixed_model import identity_like
 from mixmoe.neural.estimators.state import (
     State,
+    directions,
     effects,
     importance_loglik,
     information_pieces,
@@ -279,6 +280,8 @@ def unit_steps(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
         Steps of the logarithms of the variances.
     """
     with torch.no_grad():
+        if state.loading is not None:  # of which the optimiser may have moved the lengths
+            state = replace(state, loading=directions(state.loading))
         if problem.family == "crf":
             information = chain_information(problem, state).population
         else:
