@@ -4,8 +4,9 @@ Their coefficients, and the maximum of the marginal likelihood.
 
 Coefficients at the mode of the effects are too small, as the mode makes up for each person what the coefficient lacks:
 200 persons with five binary rows and an intercept of standard deviation 1.5 have a slope of .855 there and .978 at the
-maximum; of 40 chains of two states what a covariate adds to the transitions is a fifth too small, and its tests reject
-hardly ever. Where effects are few and the network is linear, the integral over them is cheap, and the fit ends at it.
+maximum; in a set of 40 chains of two states the four scores that a covariate adds were 6 to 26 % too small, and twice
+the log-likelihood that it brings 4.0 and not 5.0. Where effects are few and the network is linear, the integral over
+them is cheap, and the fit ends at it.
 
 References
 ----------
