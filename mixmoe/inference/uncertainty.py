@@ -340,7 +340,9 @@ class ParamCov:
     draws : Draws or None
         Replicates of a bootstrap.
     given : ndarray, shape (P, P), or None
-        `of_bounded` given the smoothing parameters of functions, where the others hold that these are not known.
+        `of_bounded` given the smoothing parameters of functions, where the others are of a fit that is smoothed less.
+    shift : ndarray, shape (P,), or None
+        How far that fit lies from the estimates: limits and bands of functions are centred there.
     """
 
     matrix: Array
@@ -353,6 +355,7 @@ class ParamCov:
     moments: Moments | None = None
     draws: Draws | None = None
     given: Array | None = None
+    shift: Array | None = None
 
     @property
     def of_bounded(self) -> Array:

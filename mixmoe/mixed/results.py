@@ -410,6 +410,7 @@ class MEMoEResults(MoEResults):
             bounded=None if cov.bounded is None else delta_cov(jacobian, cov.bounded),
             infinite=None if cov.infinite is None else jacobian @ cov.infinite,
             given=None if cov.given is None else delta_cov(jacobian, cov.given),
+            shift=None if cov.shift is None else jacobian @ cov.shift,
             draws=draws,
         )
         return type(self)(model, fit, permuted)
@@ -522,6 +523,11 @@ class MEMoEResults(MoEResults):
     def _known(self) -> Estimate:
         params, where = self.model.user(self.em.params), self.model.structure.reported
         return Estimate(params, self.cov.of_bounded, where, self.cov.bounded is not None, self.cov.moments)
+
+    @property
+    def _signs(self) -> Array:
+        """Of reported parameters as coefficients of the experts and the gate, shape (P,)."""
+        return np.ones(self.em.params.size)
 
 
 def _check_scale(response: ResponseModel, wanted: Wanted) -> None:
@@ -706,13 +712,17 @@ class GLMMResults(MEMoEResults):
 
     def _known(self) -> Estimate:
         """Estimates with the covariance of coefficients: a first threshold is minus the intercept."""
-        known, thresholds = super()._known(), self.model.structure.thresholds
-        if thresholds is None:
-            return known
-        sign = np.ones(len(known.cov))
-        # The intercept of the link is minus the first threshold, P(y <= j) = logit^-1(cut_j - eta).
-        sign[known.where.beta[:, thresholds.column]] = -1.0
-        return replace(known, cov=known.cov * np.outer(sign, sign))
+        known, signs = super()._known(), self._signs
+        return replace(known, cov=known.cov * np.outer(signs, signs))
+
+    @property
+    def _signs(self) -> Array:
+        """Of reported parameters as coefficients of the link, shape (P,)."""
+        s, signs = self.model.structure, super()._signs
+        if s.thresholds is not None:
+            # The intercept of the link is minus the first threshold, P(y <= j) = logit^-1(cut_j - eta).
+            signs[s.reported.beta[:, s.thresholds.column]] = -1.0
+        return signs
 
     def _link(self) -> LinkEstimate:
         model, cov = self.model, self.cov.of_bounded.copy()

@@ -14,7 +14,7 @@ from mixmoe.mixed.likelihood.observed import evaluate
 from mixmoe.mixed.parameters import Params, user_to_reported, user_to_working, working_to_free
 from mixmoe.mixed.search import Search, gate_shares, permute
 from mixmoe.mixed.smooth.functions import Function, Geometry, coarse_columns, geometry_of
-from mixmoe.mixed.smooth.marginal import Smoothed, estimate, marginal_loglik, penalised_inverse, smoothing_doubt
+from mixmoe.mixed.smooth.marginal import Smoothed, estimate, marginal_loglik, penalised_inverse, undersmoothed
 from mixmoe.mixture.estimate import EMFit, Flag
 from mixmoe.numerics.optimise import Control
 
@@ -48,8 +48,8 @@ class Smoothing:
         parameters.
     marginal : float
         Log marginal likelihood, in units of the response.
-    doubt : ndarray, shape (m, P)
-        What not knowing the smoothing parameters adds to covariances, see `marginal.smoothing_doubt`.
+    of_limits : ndarray, shape (J,)
+        Smoothing parameters of the fit around which limits lie, see `marginal.undersmoothed`.
     """
 
     functions: tuple[Function, ...]
@@ -59,7 +59,7 @@ class Smoothing:
     of_experts: Array
     weights: Array
     marginal: float
-    doubt: Array
+    of_limits: Array
 
 
 def checked_smoothing(given: Any, functions: Sequence[Function]) -> Array:
@@ -218,7 +218,7 @@ def effective(model: "Estimation", geometry: Geometry, lambdas: Array, theta: Ar
         of_experts=np.array([own[beta].sum() for beta in plain.free.beta]),
         weights=weights,
         marginal=marginal_loglik(plain, geometry, lambdas, theta) - model.log_scale,
-        doubt=smoothing_doubt(geometry, H, lambdas, theta, np.isnan(model.given_smoothing)),
+        of_limits=undersmoothed(geometry, H, lambdas, np.isnan(model.given_smoothing)),
     )
 
 

@@ -83,7 +83,11 @@ def test_limits_are_those_of_the_covariance(fit):
     rows = f.basis(part["t"].to_numpy())
     V = fit.cov_params().to_numpy()[np.ix_(f.where, f.where)]
     np.testing.assert_allclose(part["std_error"], np.sqrt(np.diag(rows @ V @ rows.T)), rtol=1e-8)
-    factor = (part["band_high"] - part["estimate"]) / part["std_error"]
+    np.testing.assert_allclose(part["conf_high"] - part["conf_low"], 2 * 1.959964 * part["std_error"], rtol=1e-6)
+    centre = rows @ (fit.params.to_numpy() + fit.cov.shift)[f.where]
+    for low, high in (("conf_low", "conf_high"), ("band_low", "band_high")):
+        np.testing.assert_allclose((part[low] + part[high]) / 2, centre, atol=1e-10)
+    factor = (part["band_high"] - part["band_low"]) / (2 * part["std_error"])
     assert np.ptp(factor) < 1e-8
     assert 2.3 < factor.iloc[0] < 3.5
 
@@ -241,14 +245,23 @@ def test_other_covariances(fit):
     assert np.isfinite(drawn.bands(rng=0)["std_error"]).all()
 
 
-def test_unknown_smoothing_parameters_widen_bands_and_leave_tests(fit, frame):
-    """The same is added to every covariance; tests are given the smoothing parameters."""
-    whole, known = ([fit.with_cov(k, **o).cov.matrix for k in ("nonrobust", "robust")] for o in ({}, UNMOVED))
-    added = [a - b for a, b in zip(whole, known, strict=True)]
-    np.testing.assert_allclose(added[1], added[0], atol=1e-9 * np.abs(added[0]).max())
-    assert np.linalg.eigvalsh(added[0]).min() > -1e-9 * np.abs(added[0]).max()
+def test_unknown_smoothing_parameters_move_limits_and_leave_tests(fit, frame):
+    """Limits are wider, and lie around the fit with the smoothing parameters that its model says."""
     given = fit.with_cov("robust", **UNMOVED)
+    assert given.cov.shift is None
     assert (given.bands(rng=0)["std_error"] <= fit.bands(rng=0)["std_error"] * (1 + 1e-9)).all()
+    of_limits = fit.model.smoothing.of_limits
+    moved = of_limits < fit.functions["lambda"].to_numpy()
+    assert moved.any()
+    assert not moved.all()
+    names = dict(zip(fit.functions.index, of_limits, strict=True))
+    formula = fit.model.formula.text
+    there = mm.fit(formula, frame, 2, smoothing=names, start=fit, starts=0, cov_type="nonrobust")
+    ours, theirs = (f.bands(rng=0) for f in (fit.with_cov("nonrobust"), there))
+    away = (ours["conf_low"] + ours["conf_high"]) / 2 - theirs["estimate"]
+    assert np.abs(away / ours["std_error"]).max() < 0.1  # a step of the quadratic model against the maximum
+    assert np.abs((ours["estimate"] - theirs["estimate"]) / ours["std_error"]).max() > 0.3
+    np.testing.assert_allclose(ours["std_error"], theirs["std_error"], rtol=0.1)
     pd.testing.assert_frame_equal(given.test_varying(), fit.test_varying())
     assert "errors are given the smoothing parameters" in " ".join(str(given.summary()).split())
     assert "hold the uncertainty of the smoothing parameters" in " ".join(str(fit.summary()).split())
