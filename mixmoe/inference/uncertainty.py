@@ -538,7 +538,9 @@ def probability_errors(errors: Array) -> Array:
     return np.where(errors > _LARGEST_ERROR, np.nan, errors)
 
 
-def probability_limits(probabilities: Array, errors: Array, alpha: float = 0.05) -> Limits:
+def probability_limits(
+    probabilities: Array, errors: Array, alpha: float = 0.05, shift: Array | float = 0.0
+) -> Limits:
     """Limits of probabilities on the scale of log odds.
 
     Parameters
@@ -546,6 +548,8 @@ def probability_limits(probabilities: Array, errors: Array, alpha: float = 0.05)
     probabilities, errors : ndarray
         Of one shape; standard errors by the delta method.
     alpha : float
+    shift : ndarray
+        Of the log odds, to where limits lie around.
 
     Returns
     -------
@@ -554,7 +558,8 @@ def probability_limits(probabilities: Array, errors: Array, alpha: float = 0.05)
         itself where its error is zero; NaN where it has none.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        centre, half = logit(probabilities), critical(alpha) * errors / (probabilities * (1.0 - probabilities))
+        half = critical(alpha) * errors / (probabilities * (1.0 - probabilities))
+        centre = logit(probabilities) + shift
         lower, upper = expit(centre - half), expit(centre + half)
     known, unknown = errors == 0, errors > _LARGEST_ERROR
     lower, upper = np.where(unknown, 0.0, lower), np.where(unknown, 1.0, upper)

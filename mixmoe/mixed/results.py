@@ -522,12 +522,8 @@ class MEMoEResults(MoEResults):
 
     def _known(self) -> Estimate:
         params, where = self.model.user(self.em.params), self.model.structure.reported
-        return Estimate(params, self.cov.of_bounded, where, self.cov.bounded is not None, self.cov.moments)
-
-    @property
-    def _signs(self) -> Array:
-        """Of reported parameters as coefficients of the experts and the gate, shape (P,)."""
-        return np.ones(self.em.params.size)
+        separated, moments, shift = self.cov.bounded is not None, self.cov.moments, self.cov.shift
+        return Estimate(params, self.cov.of_bounded, where, separated, moments, shift)
 
 
 def _check_scale(response: ResponseModel, wanted: Wanted) -> None:
@@ -712,17 +708,14 @@ class GLMMResults(MEMoEResults):
 
     def _known(self) -> Estimate:
         """Estimates with the covariance of coefficients: a first threshold is minus the intercept."""
-        known, signs = super()._known(), self._signs
-        return replace(known, cov=known.cov * np.outer(signs, signs))
-
-    @property
-    def _signs(self) -> Array:
-        """Of reported parameters as coefficients of the link, shape (P,)."""
-        s, signs = self.model.structure, super()._signs
-        if s.thresholds is not None:
-            # The intercept of the link is minus the first threshold, P(y <= j) = logit^-1(cut_j - eta).
-            signs[s.reported.beta[:, s.thresholds.column]] = -1.0
-        return signs
+        known, thresholds = super()._known(), self.model.structure.thresholds
+        if thresholds is None:
+            return known
+        sign = np.ones(len(known.cov))
+        # The intercept of the link is minus the first threshold, P(y <= j) = logit^-1(cut_j - eta).
+        sign[known.where.beta[:, thresholds.column]] = -1.0
+        shift = None if known.shift is None else sign * known.shift
+        return replace(known, cov=known.cov * np.outer(sign, sign), shift=shift)
 
     def _link(self) -> LinkEstimate:
         model, cov = self.model, self.cov.of_bounded.copy()
@@ -731,7 +724,7 @@ class GLMMResults(MEMoEResults):
         cov[known] = cov[:, known] = 0.0  # variances on their boundary and infinite thresholds are taken as known
         vector = self._vector()
         response = cast(Response, model.response.response)
-        return LinkEstimate(response, model.structure, vector, cov, model.user(vector), self.cov.moments)
+        return LinkEstimate(response, model.structure, vector, cov, model.user(vector), self.cov.moments, self.cov.shift)
 
     def _vector(self) -> Array:
         """Estimates, correlations with a random effect that does not vary as zero."""

@@ -87,18 +87,19 @@ class Around:
     ----------
     cov : ndarray, shape (P, P)
         Covariance of the reported parameters.
-    shift : ndarray, shape (P,)
+    shift : ndarray, shape (P,), or None
         How far the fit that has it lies from the estimates.
     """
 
     cov: Array
-    shift: Array
+    shift: Array | None
 
 
 def band(f: Course, around: Around, alpha: float, draws: int, rng: np.random.Generator) -> Band:
     """Limits of one function."""
     covariance = f.slopes @ around.cov[np.ix_(f.where, f.where)] @ f.slopes.T
-    error, centre = np.sqrt(np.maximum(np.diag(covariance), 0.0)), f.values + f.slopes @ around.shift[f.where]
+    error = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    centre = f.values if around.shift is None else f.values + f.slopes @ around.shift[f.where]
     # Studentised deviations are the same on every scale, so that one critical value serves all kinds of limits.
     critical = multiplier_critical(covariance, alpha, draws, rng)
     pointwise = f.limits(centre, float(ndtri(1 - alpha / 2)) * error)

@@ -141,13 +141,8 @@ class SmoothResults(MEMoEResults):
             grid = build_grid(self.model.design, trajectory_axis(self.model.design), at)
             wanted, around = self._trajectories(grid) if of == "experts" else self._mean(grid)
         else:
-            wanted, around = self._functions(of, derivative), Around(self.cov.of_bounded, self._shift)
+            wanted, around = self._functions(of, derivative), Around(self.cov.of_bounded, self.cov.shift)
         return smooth_bands.band_frame(wanted, around, checked_alpha(alpha), draws, checked_rng(rng))
-
-    @property
-    def _shift(self) -> Array:
-        """How far the fit around which limits lie is from the estimates, shape (P,)."""
-        return np.zeros(self.em.params.size) if self.cov.shift is None else self.cov.shift
 
     def _functions(self, of: str, derivative: int) -> list[smooth_bands.Course]:
         functions, params = self._smoothing.functions, self.em.params
@@ -172,14 +167,14 @@ class SmoothResults(MEMoEResults):
             smooth_bands.Course(f"expert{k}", "expert", "mean", k, grid.label, grid.x, X @ beta, X, where)
             for k, (beta, where) in pairs
         ]
-        return courses, Around(e.cov, self._shift * self._signs)
+        return courses, Around(e.cov, e.shift)
 
     def _mean(self, grid: Grid) -> tuple[list[smooth_bands.Course], Around]:
         """The population mean along the axis of the figure of trajectories, and what limits are from."""
         rows, e = self.model.design.for_new(grid.rows), self._known()
         X, W = rows.expert, rows.gate[rows.codes]
         course = mean_course(grid, population_means(e, X, W), population_gradient(e, X, W))
-        return [course], Around(e.cov, self._shift)
+        return [course], Around(e.cov, e.shift)
 
     def test_functions(
         self,
@@ -367,7 +362,7 @@ class SmoothGLMMResults(SmoothResults, GLMMResults):
         slopes = gradient_of(expected_responses, e, at)[:, :, 0].T
         limits = partial(e.response.limits, trials=at.trials)
         course = replace(mean_course(grid, expected_responses(e, at)[:, 0], slopes), limits=limits)
-        return [course], Around(e.cov, self._shift)
+        return [course], Around(e.cov, e.shift)
 
 
 def mean_course(grid: Grid, values: Array, slopes: Array) -> smooth_bands.Course:
