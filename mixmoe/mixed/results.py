@@ -724,7 +724,8 @@ class GLMMResults(MEMoEResults):
         cov[known] = cov[:, known] = 0.0  # variances on their boundary and infinite thresholds are taken as known
         vector = self._vector()
         response = cast(Response, model.response.response)
-        return LinkEstimate(response, model.structure, vector, cov, model.user(vector), self.cov.moments, self.cov.shift)
+        moments, shift = self.cov.moments, self.cov.shift
+        return LinkEstimate(response, model.structure, vector, cov, model.user(vector), moments, shift)
 
     def _vector(self) -> Array:
         """Estimates, correlations with a random effect that does not vary as zero."""
