@@ -538,9 +538,7 @@ def probability_errors(errors: Array) -> Array:
     return np.where(errors > _LARGEST_ERROR, np.nan, errors)
 
 
-def probability_limits(
-    probabilities: Array, errors: Array, alpha: float = 0.05, shift: Array | float = 0.0
-) -> Limits:
+def probability_limits(probabilities: Array, errors: Array, alpha: float = 0.05, shift: Array | float = 0.0) -> Limits:
     """Limits of probabilities on the scale of log odds.
 
     Parameters

@@ -249,9 +249,10 @@ def test_unknown_smoothing_parameters_move_limits_and_leave_tests(fit, frame):
     """Limits are wider, and lie around the fit with the smoothing parameters that its model says."""
     given = fit.with_cov("robust", **UNMOVED)
     assert given.cov.shift is None
-    assert (given.bands(rng=0)["std_error"] <= fit.bands(rng=0)["std_error"] * (1 + 1e-9)).all()
+    narrow, wide = (fit.with_cov("nonrobust", **o).bands(rng=0)["std_error"] for o in (UNMOVED, {}))
+    assert (narrow <= wide * (1 + 1e-9)).all()
     of_limits = fit.model.smoothing.of_limits
-    moved = of_limits < fit.functions["lambda"].to_numpy()
+    moved = of_limits < 0.9 * fit.functions["lambda"].to_numpy()
     assert moved.any()
     assert not moved.all()
     names = dict(zip(fit.functions.index, of_limits, strict=True))
