@@ -10,6 +10,7 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_rng
+from mixmoe.check.term_tests import TermTests
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
@@ -30,6 +31,7 @@ from mixmoe.mixed.smooth.hypotheses import (
     bootstrap_test,
     equality_test,
     named_functions,
+    term_tests,
 )
 from mixmoe.mixture.estimate import EMFit, classification_entropy, criteria
 from mixmoe.output.records import Cell, Curve, Table
@@ -254,6 +256,18 @@ class SmoothResults(MEMoEResults):
         return self.test_functions(
             which, "constant", method=method, n_boot=n_boot, rng=rng, n_jobs=n_jobs, progress=progress
         )
+
+    def wald_test_terms(self) -> TermTests:
+        """Joint tests of every term, those of functions by Wood's test: are they zero, have all experts the same.
+
+        A function without ``by=`` has no level: that it is zero is that it is constant.
+        """
+        found, cov = super().wald_test_terms(), self.cov.of_tests
+        note = (
+            "Functions: tests of Wood (2013) with effective degrees of freedom; those without by= are constant if zero."
+        )
+        functions = term_tests(self.model, self.em.params, cov, self.cov.kind)
+        return replace(found, tests=(*found.tests, *functions), notes=(note,))
 
     def lr_test(self, other: Any) -> Any:
         """Refused: penalised estimates do not maximise the likelihood; `test_functions` tests functions."""

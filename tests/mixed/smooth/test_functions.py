@@ -59,6 +59,32 @@ def test_a_hypothesis_about_a_function_is_sent_to_its_test(fit):
         fit.wald_test("expert1.s(t) = 0")
 
 
+def test_terms_hold_functions(fit):
+    """Each function's term is tested as by itself; the table stands beside those of other terms."""
+    frame = fit.wald_test_terms().to_frame().set_index(["block", "term"])
+    for term in ("s(t)", "s(t, by=x)"):
+        zero = fit.test_functions(term, "zero")
+        row = frame.loc[("expert", term)]
+        assert (row["statistic"], row["df"], row["p_value"]) == (zero.statistic, zero.df, zero.pvalue)
+        equal = fit.test_functions(term, "equal")
+        assert row["p_value_equal"] == equal.pvalue
+    assert ("gate", "z") in frame.index
+    assert "effective degrees of freedom" in str(fit.wald_test_terms())
+
+
+def test_equality_of_three_is_walds_of_all_differences():
+    """With whole rank, whichever expert the others are taken from."""
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(9, 9))
+    b, V, rows = rng.normal(size=9), A @ A.T, rng.normal(size=(40, 3))
+    turn = np.hstack([-np.tile(np.eye(3), (2, 1)), np.eye(6)])
+    stacked = np.kron(np.eye(2), rows)
+    statistic, rank, _ = wood_test(stacked, turn @ b, turn @ V @ turn.T, 6.0)
+    other = np.hstack([np.eye(6), -np.tile(np.eye(3), (2, 1))])
+    assert rank == 6
+    assert statistic == pytest.approx(b @ other.T @ np.linalg.solve(other @ V @ other.T, other @ b))
+
+
 def test_a_report_does_not_pass_the_ends_of_the_search_for_its_own(fit, tmp_path):
     fit.report(tmp_path / "r.html", figures=False)
     page = (tmp_path / "r.html").read_text()
