@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixmoe._typing import Array
+from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated
 from mixmoe.mixed.curvature import information
@@ -131,7 +132,8 @@ def smooth_maximum(
     at = model.at(found.lambdas, found.theta)
     fit = at.record(_as_search(model, geometry, found))
     more = () if at.smoothing is None else smoothing_flags(at.smoothing)
-    fit = replace(fit, smoothing=found.lambdas, converged=found.converged, flags=(*fit.flags, *more))
+    flags = (*fit.flags, *more, *between_subjects(model.functions, model.design))
+    fit = replace(fit, smoothing=found.lambdas, converged=found.converged, flags=flags)
     if rough is None:
         return fit
     kept = tuple(flag for flag in rough.flags if flag.code in _FROM_STARTS)
@@ -249,3 +251,24 @@ def smoothing_flags(smoothing: Smoothing) -> tuple[Flag, ...]:
             )
         )
     return tuple(flags)
+
+
+def between_subjects(functions: Sequence[Function], design: Design) -> tuple[Flag, ...]:
+    """The flag of functions in experts that have one value per subject, beside random effects."""
+    first = design.starts[design.codes]  # row of each row's subject
+    names = [
+        f.name
+        for f in functions
+        if f.columns.section == "expert"
+        and np.array_equal(design.expert[:, f.columns.columns], design.expert[np.ix_(first, f.columns.columns)])
+    ]
+    if not names or not design.random.shape[1] or design.n_units == design.n:
+        return ()
+    return (
+        Flag(
+            "between_subjects",
+            f"The index of {', '.join(names)} does not vary within subjects: only differences between subjects tell "
+            "these functions, about which random effects vary, and experts may part subjects by them. Each needs many "
+            "subjects; where the index is to say who belongs to an expert, write s(...) in gate:.",
+        ),
+    )

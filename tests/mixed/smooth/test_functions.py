@@ -12,7 +12,7 @@ from mixmoe.design.design import column_terms
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed.search import permute
-from mixmoe.mixed.smooth.fitting import _as_search
+from mixmoe.mixed.smooth.fitting import _as_search, between_subjects
 from mixmoe.mixed.smooth.functions import geometry_of
 from mixmoe.mixed.smooth.hypotheses import wood_test
 from mixmoe.mixed.smooth.marginal import Smoothed
@@ -253,6 +253,17 @@ def test_lines_and_small_bases_are_flagged(frame):
     flat = frame.assign(y=rng.normal(size=len(frame)) + rng.normal(size=120)[frame["id"]])
     with pytest.warns(mm.errors.BoundaryWarning, match="A line would do"):
         assert "line" in [f.code for f in mm.fit("y ~ s(t) | re: (1 | id)", flat, 1).flags]
+
+
+def test_an_index_that_is_constant_within_subjects_is_flagged(frame):
+    """In the experts, beside random effects; not in the gate, nor where its multiplier varies."""
+    data = frame[frame["id"] < 60]
+    with pytest.warns(mm.errors.DegeneracyWarning, match=r"The index of expert1.s\(z\) does not vary within"):
+        mm.fit("y ~ s(z, k=5) + s(t, k=5) | re: (1 | id)", data, 1)
+    design = mm.MEMoE("y ~ s(z, k=5, by=x) | gate: s(z, k=5) | re: (1 | id)", data, 2)
+    assert not between_subjects(design.functions, design.design)
+    rows = mm.MEMoE("y ~ s(z, k=5)", data, 1)
+    assert not between_subjects(rows.functions, rows.design)
 
 
 def test_a_fit_starts_from_another(fit, frame):
