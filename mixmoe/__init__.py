@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mixmoe.mixed.model import MEMoE
     from mixmoe.mixed.results import MEMoEResults
     from mixmoe.multiple_imputation import pool
+    from mixmoe.neural.mixture.model import NMoE
+    from mixmoe.neural.mixture.results import NMoEResults
     from mixmoe.neural.model import NME
     from mixmoe.neural.results import NMEResults
     from mixmoe.selection.choice import Selection, select
@@ -29,6 +31,8 @@ __all__ = [
     "MEMoE",
     "MEMoEResults",
     "NMEResults",
+    "NMoE",
+    "NMoEResults",
     "Selection",
     "VCMoE",
     "VCMoEResults",
@@ -49,6 +53,8 @@ _WHERE = {
     "MEMoEResults": "mixmoe.mixed.results",
     "NME": "mixmoe.neural.model",
     "NMEResults": "mixmoe.neural.results",
+    "NMoE": "mixmoe.neural.mixture.model",
+    "NMoEResults": "mixmoe.neural.mixture.results",
     "Selection": "mixmoe.selection.choice",
     "VCMoE": "mixmoe.varying.model",
     "VCMoEResults": "mixmoe.varying.results",

@@ -11,17 +11,44 @@ from mixmoe.families import ModelClass, families, family_of, model_options, of_p
 from mixmoe.partitions.scan import as_partitions, is_partitioned
 
 if TYPE_CHECKING:
+    from mixmoe.atomic import PathLike
     from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist
     from mixmoe.mixed.likelihood.serial import ErrorKind
     from mixmoe.mixed.parameters import CovRE, Residual
     from mixmoe.mixed.results import MEMoEResults
     from mixmoe.neural.estimators.trained import Estimator
+    from mixmoe.neural.mixture.parameters import Sharing
+    from mixmoe.neural.mixture.results import NMoEResults
     from mixmoe.neural.results import NMEResults
     from mixmoe.varying.results import VCMoEResults
 
 
 # What an editor and a type checker know of `fit`: the first overload whose arguments fit says which results come back.
 # The keywords are those of constructor, fit and covariance of each family; a test compares them.
+@overload
+def fit(
+    formula: str | MoEFormula,
+    data: Any,
+    experts: int | None = ...,
+    *,
+    body: "Sharing",
+    hidden: Sequence[int] | Mapping[str, Sequence[int]] = ...,
+    activation: str = ...,
+    cov_re: "Sharing" = ...,
+    residual: "Sharing" = ...,
+    weight_decay: float | None = ...,
+    context: Mapping[str, Any] | None = ...,
+    formula_engine: str = ...,
+    starts: int | None = ...,
+    start: Any = ...,
+    max_iter: int = ...,
+    tol: float = ...,
+    rng: Any = ...,
+    cov_type: str = ...,
+    progress: bool | None = ...,
+) -> "NMoEResults": ...
+
+
 @overload
 def fit(
     formula: str | MoEFormula,
@@ -34,6 +61,7 @@ def fit(
     estimator: "Estimator" = ...,
     cov: str | int | None = ...,
     device: str = ...,
+    transitions: Mapping[Any, Mapping[Any, float | None]] | None = ...,
     context: Mapping[str, Any] | None = ...,
     formula_engine: str = ...,
     epochs: int | None = ...,
@@ -64,6 +92,7 @@ def fit(
     estimator: "Estimator" = ...,
     cov: str | int | None = ...,
     device: str = ...,
+    transitions: Mapping[Any, Mapping[Any, float | None]] | None = ...,
     context: Mapping[str, Any] | None = ...,
     formula_engine: str = ...,
     epochs: int | None = ...,
@@ -150,6 +179,7 @@ def fit(
     rng: Any = ...,
     cov_type: str = ...,
     progress: bool | None = ...,
+    checkpoint: "PathLike | None" = ...,
     cluster: Any = ...,
     correction: bool = ...,
     unconditional: bool = ...,
@@ -165,25 +195,28 @@ def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **opti
     ----------
     formula : str
         ``"y ~ time + x | gate: z | re: (1 + time | id)"`` is a `MEMoE`, ``"y ~ x | gate: z | vary: u"`` a `VCMoE`,
-        ``"y ~ x | re: (last | id)"`` with ``hidden=`` or ``network=`` an `NME`, and so is a formula with ``seq: day``.
+        ``"y ~ x | re: (last | id)"`` with ``hidden=`` or ``network=`` an `NME`, and so is a formula with ``seq: day``;
+        ``"y ~ nn(x) | gate: nn(z) | re: (1 | id)"`` an `NMoE`.
     data : DataFrame (pandas or polars), mapping of columns, partitions of `mixmoe.scan`, or a Dask frame
     experts : int, optional
         Number of experts, 2 unless given; 1 is the ordinary mixed model. A network has none.
     **options
         Of the model (`MEMoE`: ``cov_re=``, ``residual=``, ``errors=`` ...; `VCMoE`: ``bandwidth=`` ...; `NME`:
-        ``hidden=``, ``network=`` ...; all: ``family=``, ``context=``, ``formula_engine=``) and of its fit (``rng=``,
+        ``hidden=``, ``network=`` ...; `NMoE`: ``hidden=``, ``body=`` ...; all: ``context=``, ``formula_engine=``) and
+        of its fit (``rng=``,
         ``progress=``; of mixtures ``starts=``, ``start=``, ``cov_type=``, ``max_iter=``, ``tol=`` ...).
 
     Returns
     -------
-    MEMoEResults, VCMoEResults or NMEResults
+    MEMoEResults, VCMoEResults, NMEResults or NMoEResults
         For editors and type checkers that of the options: give ``bandwidth=`` to a formula with ``vary:``, if only as
-        ``bandwidth="cv"``, and ``hidden=`` to a network.
+        ``bandwidth="cv"``, ``hidden=`` to a network, and ``body=`` to a mixture of networks, if only as
+        ``body="expert"``.
 
     Raises
     ------
     FormulaError, DesignError, ArgumentError
-        See `MEMoE`, `VCMoE`, `NME`.
+        See `MEMoE`, `VCMoE`, `NME`, `NMoE`.
 
     Examples
     --------
@@ -233,7 +266,8 @@ def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -
         for word in words:
             if spec.effects and re.fullmatch(spec.effects, word) and word not in frame:
                 raise FormulaError(
-                    f"{word!r} in re: is no column of the data; {spec.effects_hint}",
+                    f"{word!r} in re: is no column of the data; "
+                    f"{family.spec.lacks.get('PersonalLayers', spec.effects_hint)}",
                     formula.text,
                     formula.text.find(word, formula.text.find("re:")),
                     len(word),

@@ -468,6 +468,7 @@ def lacking(spec: FamilySpec, capability: str, what: str) -> ArgumentError:
 # of them takes as long as importing statsmodels.
 _HOME: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
+        "NMoE": ("mixmoe.neural.mixture.model", "NMoE"),
         "NME": ("mixmoe.neural.model", "NME"),
         "VCMoE": ("mixmoe.varying.model", "VCMoE"),
         "MEMoE": ("mixmoe.mixed.model", "MEMoE"),

@@ -21,6 +21,7 @@ from mixmoe.check.number_of_experts import (
     bootstrap_test,
     resampled_labels,
     stability,
+    testable,
     vlmr,
 )
 from mixmoe.errors import ArgumentError
@@ -246,9 +247,6 @@ class Assessment:
         return build_assignment(tau, at.moves, at.slopes)
 
 
-_UNUSABLE = ("degenerate", "interrupted")
-
-
 class ExpertTests:
     """Tests of the number of experts, and stability of what they are."""
 
@@ -313,7 +311,7 @@ class ExpertTests:
         checked_choice(stop, "stop", STOPS)
         checked_count(n_boot, "n_boot")
         checked_count(starts, "starts", least=0)
-        model = self._to_test("test_experts")
+        model = testable(self.model, self.em, "test_experts")
         if isinstance(model, InvalidTest):
             return model
         key = ("experts", self._identity(), n_boot, starts, stop, checked_alpha(alpha))
@@ -347,7 +345,7 @@ class ExpertTests:
         Vuong (1989), Econometrica 57, 307-333. Lo, Mendell & Rubin (2001), Biometrika 88, 767-778. Jeffries (2003),
         Biometrika 90, 991-994.
         """
-        model = self._to_test("vlmr_test")
+        model = testable(self.model, self.em, "vlmr_test")
         if isinstance(model, InvalidTest):
             return model
         if not isinstance(model, HasCurvature):
@@ -412,17 +410,6 @@ class ExpertTests:
         """What tells this fit from others."""
         design = self.model.design
         return (self.model.formula.text, self.model.n_experts, self.em.loglik, self.em.params.tolist(), design.n)
-
-    def _to_test(self, what: str) -> HasExperts | InvalidTest:
-        """The model, if its number of experts can be tested with these data, else the reason why not."""
-        model = require(self.model, HasExperts, what, self.model.spec)
-        if self.model.n_experts == 1:
-            return InvalidTest("one expert is the smallest model; fit two experts and test those")
-        reason = model.refuse_tests()
-        bad = [flag.code for flag in self.em.flags if flag.code in _UNUSABLE]
-        if reason is None and bad:
-            reason = f"the fit is {bad[0]}, so that its log-likelihood is not the maximum; fit it again first"
-        return model if reason is None else InvalidTest(reason)
 
 
 class MoEResults(Assessment, ExpertTests, Results):

@@ -27,13 +27,7 @@ from mixmoe.output.latex import latex
 from mixmoe.output.names import NO_NAMES, Names, checked_terms
 from mixmoe.output.plots import draw, draw_panels
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table, choose
-from mixmoe.output.saved import (
-    SavedFit,
-    SavedRows,
-    checksum,
-    fingerprints,
-    write,
-)
+from mixmoe.output.saved import SavedFit, SavedRows, checksum, fingerprints, write
 from mixmoe.output.summary import Summary, header_table, named_summary, parameter_tables, tidy
 from mixmoe.output.text import markdown
 from mixmoe.report.reporting import Reporting

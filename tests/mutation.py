@@ -74,7 +74,7 @@ NAMED = (
     ("responses/exponential", "betainc(trials - whole, whole + 1.0,", "betainc(trials - y, y + 1.0,", TAILS),
     ("responses/exponential", "betainc(whole + 1.0, trials - whole,", "betainc(y + 1.0, trials - y,", TAILS),
     ("responses/exponential", "expit(-eta)), y >= trials)", "expit(-eta)), y > trials)", TAILS),
-    ("mixed/search", 'if problem.structure.cov_re != "proportional":', "if True:", PROPORTIONAL),
+    ("mixed/ascents", 'if problem.structure.cov_re != "proportional":', "if True:", PROPORTIONAL),
     ("mixed/information", "none[[0, top]] = False", "none[top] = False", PROPORTIONAL),
     ("mixed/estimation", "permute(self.problem, theta, order.tolist())", "theta", MATCHED),
     ("mixed/degeneracy", "size.min() > own + 1", "size.min() > own", SMALL),

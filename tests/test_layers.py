@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ ONLY_IN = {"matplotlib": ("output/plots",), "torch": ("neural/",), "jinja2": ("r
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 
+@cache
 def tree(source):
     return ast.parse((ROOT / source).read_text(encoding="utf-8"))
 
@@ -55,6 +57,7 @@ def imported(node):
     return []
 
 
+@cache
 def imports(source):
     return [(name, node) for node in ast.walk(tree(source)) for name in imported(node)]
 

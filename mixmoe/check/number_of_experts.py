@@ -10,8 +10,8 @@ from scipy.special import comb
 from scipy.stats import binom
 
 from mixmoe._typing import Array
-from mixmoe.families import Curvature, Estimated, HasCurvature, HasExperts
-from mixmoe.inference.wald import printed_lines
+from mixmoe.families import Curvature, Estimated, HasCurvature, HasExperts, MixtureModel, require
+from mixmoe.inference.wald import InvalidTest, printed_lines
 from mixmoe.mixture.estimate import EMFit
 from mixmoe.mixture.resampling import Journal
 from mixmoe.output.names import NO_NAMES, Names, expert_words
@@ -22,10 +22,23 @@ _ERROR = 0.001  # probability at which a count speaks against a p-value equal to
 _EXCEEDED = 10  # exceedances that end the rule of Besag & Clifford
 _DRAWS = 100_000  # of the weighted sum of chi-squares; error of a p-value below 0.002
 _SEED = 20260101  # of these draws, so that a test prints the same every time
+_UNUSABLE = ("degenerate", "interrupted")
 
 
 def _p_shown(value: float) -> str:
     return "p < 0.0001" if value < 0.00005 else f"p = {value:.4f}"
+
+
+def testable(model: MixtureModel, fit: EMFit, what: str) -> HasExperts | InvalidTest:
+    """The model, if its number of experts can be tested by `what` with these data, else the reason why not."""
+    known = require(model, HasExperts, what, model.spec)
+    if model.n_experts == 1:
+        return InvalidTest("one expert is the smallest model; fit two experts and test those")
+    reason = known.refuse_tests()
+    bad = [flag.code for flag in fit.flags if flag.code in _UNUSABLE]
+    if reason is None and bad:
+        reason = f"the fit is {bad[0]}, so that its log-likelihood is not the maximum; fit it again first"
+    return known if reason is None else InvalidTest(reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from mixmoe.errors import ArgumentError, DesignError, FormulaError, MixmoeError,
 from mixmoe.families import family_of
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.loading import load
-from mixmoe.mixed.partitioned import PartitionedResults, Predictions
+from mixmoe.mixed.partitioned_results import PartitionedResults, Predictions
 from mixmoe.output.plots import FIGURE_ENDINGS, save_figure
 from mixmoe.output.summary import Summary
 from mixmoe.partitions.scan import Scan, scan

@@ -326,6 +326,7 @@ def build_design(
     random_columns: bool = True,
     partial_response: bool = False,
     smooths: bool = False,
+    networks: bool = False,
 ) -> Design:
     """Arrays of a formula and a data set.
 
@@ -348,6 +349,8 @@ def build_design(
         Whether rows whose categorical response is missing are kept, with the code -1.
     smooths : bool
         Whether the family has penalised functions ``s(...)``.
+    networks : bool
+        Whether it has networks ``nn(...)``, whose columns are their inputs.
 
     Returns
     -------
@@ -367,7 +370,7 @@ def build_design(
     AssumptionWarning
         If levels seem to stand for missing values, or rows to be there twice.
     """
-    recipe = make_recipe(formula, context, engine, response, aux, random_columns, partial_response, smooths)
+    recipe = make_recipe(formula, context, engine, response, aux, random_columns, partial_response, smooths, networks)
     frame = view(data)
     if frame.n_rows == 0:
         raise DesignError("the data have no rows; pass at least one row per subject")
@@ -380,7 +383,7 @@ def build_design(
     rows = _cleaned(recipe, built, rows, frame)
     built = _with_gate_by_unit(recipe, built, rows, frame)
     recipe = _fitted(recipe, built, rows, frame)
-    design = _assembled(recipe, built, rows, frame)
+    design = assembled(recipe, built, rows, frame)
     check_effects(design.names.random, aliases(design.random), int(design.counts.max()))
     if design.index is None:  # models along an index have limits of their own, by family
         _check_sizes(design)
@@ -411,7 +414,7 @@ def replay(recipe: Recipe, data: Any, response: bool, without: Sequence[str] = (
         owners={**built.owners, **dict.fromkeys(without, ())},
     )
     partial = replace(recipe, kept={**recipe.kept, **{name: np.ones(0, dtype=bool) for name in without}})
-    return replace(_assembled(partial, _with_gate_by_unit(recipe, built, rows, frame), rows, frame), recipe=recipe)
+    return replace(assembled(partial, _with_gate_by_unit(recipe, built, rows, frame), rows, frame), recipe=recipe)
 
 
 def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Rows:
@@ -450,7 +453,8 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -
     return replace(recipe, specs=built.specs, kept=kept, numeric=numeric, levels=levels)
 
 
-def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Design:
+def assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Design:
+    """A design from columns that are computed, by a recipe that knows which of them are kept."""
     formula, gate = recipe.formula, built.matrices["gate"]
     keep_x, keep_z = recipe.kept["expert"], recipe.kept["gate"]
     grouped = formula.random is not None and formula.random.group in rows.keys

@@ -18,6 +18,7 @@ PartKind = Literal["free", "common", "const"]
 SECTIONS = ("gate", "re", "sigma", "vary", "seq")
 SHAPE = "response ~ terms | gate: terms | re: (terms | subject) | sigma: terms | vary: index | seq: order"
 _HEAD = re.compile(r"\s*([^\W\d]\w*)\s*:")
+_NETWORK = re.compile(r"(?<![\w.])nn\s*\(")
 _WRAPPER = re.compile(r"(?<![\w.])(common|const)\s*\(")
 _NAME = re.compile(r"\s*(?:`([^`]+)`|([^\W\d][\w.]*))\s*\Z")
 _POWER = re.compile(r"(?:\*\*|\^)\s*(\d+)")
@@ -151,6 +152,12 @@ class MoEFormula:
     def index(self) -> str | None:
         """The index as it is written."""
         return self.vary if self.period is None else f"cyclic({self.vary}, {self.period:g})"
+
+    @property
+    def networks(self) -> str | None:
+        """The first part of experts or gate that holds a network ``nn(...)``; None if there is none."""
+        parts = (part.text for part in (*self.expert, *self.gate))
+        return next((text for text in parts if _NETWORK.search(unquoted(text))), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ from mixmoe.design.terms import (
     Term,
     UsedName,
     function_names,
-    holds_smooth,
+    holds_call,
+    is_call,
     is_function,
     is_plain_column,
-    is_smooth,
     lags_of,
     used_names,
 )
@@ -131,13 +131,14 @@ def make_recipe(
     random_columns: bool,
     partial_response: bool = False,
     smooths: bool = False,
+    networks: bool = False,
 ) -> Recipe:
     """The recipe of a design: which columns each section of a formula uses, and how they are made."""
     if engine not in ENGINES:
         raise ArgumentError(f"formula_engine must be one of 'formulaic', 'patsy', got {engine!r}")
     if context is not None and not isinstance(context, Mapping):
         raise ArgumentError(f"context must map names to values, such as {{'f': f}}, got {context!r}")
-    for name in ("lag", "s"):
+    for name in ("lag", "nn", "s"):
         if name in (context or {}):
             raise ArgumentError(
                 f"context must not name a function {name!r}, which formulas have; give yours another name"
@@ -161,8 +162,13 @@ def make_recipe(
     for section, pairs in read.items():
         for term, kind in pairs:
             reason = _wrong_smooth(term, section, kind, engine, smooths)
-            if holds_smooth(term) and reason:
+            if holds_call(term, "s") and reason:
                 raise DesignError(f"{WHERE[section]} has the term {formulaic_engine.name_of(term)!r}: {reason}")
+            if holds_call(term, "nn") and not (networks and section in ("expert", "gate") and is_call(term, "nn")):
+                raise DesignError(
+                    f"{WHERE[section]} has the term {formulaic_engine.name_of(term)!r}: a network nn(...) is a term of "
+                    "its own of experts or gate, without vary: and seq:, as in y ~ nn(x1, x2) | gate: nn(z)"
+                )
     used, given = {u.name for section in names.values() for u in section}, context or {}
     return Recipe(
         formula=formula,
@@ -212,7 +218,7 @@ def _wrong_smooth(term: Term, section: str, kind: PartKind, engine: Engine, allo
         )
     if section not in ("expert", "gate"):
         return "penalised functions s(...) are for experts and gate; use bs(x, df=5) for a spline without penalty"
-    if not is_smooth(term):
+    if not is_call(term, "s"):
         return "s(...) must be a term of its own; write s(time, by=x) for a coefficient of x that varies with time"
     if kind == "const":
         return "a function s(...) is not constant along the index; take it out of const(...)"

@@ -9,10 +9,32 @@ from typing import Any
 import numpy as np
 from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import sanitize_variable_names
+from numpy.typing import NDArray
 
 from mixmoe.design.expressions import Lag, is_name, lags_in, under_lags
 from mixmoe.design.smooth_basis import smooth
 from mixmoe.errors import DesignError
+
+
+def network_inputs(*columns: Any) -> NDArray[np.float64]:
+    """The inputs of a network ``nn(x1, x2)``, one column each, shape (n, p).
+
+    Raises
+    ------
+    DesignError
+        If there are none, or one is no column of numbers.
+    """
+    if not columns:
+        raise DesignError("nn() has no inputs; name them, as in nn(x1, x2)")
+    values = [np.asarray(column) for column in columns]
+    for i, column in enumerate(values):
+        if column.ndim != 1 or column.dtype.kind not in "biuf":
+            raise DesignError(
+                f"input {i + 1} of nn(...) must be one column of numbers; make columns of zeros and ones of categories "
+                "beforehand, or put them beside the network, as in nn(x1) + C(g)"
+            )
+    return np.column_stack([column.astype(float) for column in values])
+
 
 Term = Any  # formulaic.parser.types.Term; opaque outside this file
 EXTRA_FUNCTIONS: Mapping[str, Any] = {
@@ -25,6 +47,7 @@ EXTRA_FUNCTIONS: Mapping[str, Any] = {
     "sin": np.sin,
     "cos": np.cos,
     "s": smooth,
+    "nn": network_inputs,
 }
 """Functions that formulas may use beyond those that formulaic brings."""
 
@@ -143,22 +166,22 @@ def function_names() -> tuple[str, ...]:
     return tuple(sorted({*TRANSFORMS, *EXTRA_FUNCTIONS}))
 
 
-def is_smooth(term: Term) -> bool:
-    """Whether a term is a call ``s(...)``."""
-    return len(term.factors) == 1 and _names_call(term.factors[0], whole=True)
+def is_call(term: Term, function: str) -> bool:
+    """Whether a term is a call of a function, as ``s(...)``."""
+    return len(term.factors) == 1 and _names_call(term.factors[0], function, whole=True)
 
 
-def holds_smooth(term: Term) -> bool:
-    """Whether a term has a call ``s(...)`` anywhere."""
-    return any(_names_call(factor, whole=False) for factor in term.factors)
+def holds_call(term: Term, function: str) -> bool:
+    """Whether a term has a call of a function anywhere."""
+    return any(_names_call(factor, function, whole=False) for factor in term.factors)
 
 
-def _names_call(factor: Any, whole: bool) -> bool:
+def _names_call(factor: Any, function: str, whole: bool) -> bool:
     if factor.eval_method.value != "python":
         return False
     body = ast.parse(sanitize_variable_names(factor.expr, {}, {}), mode="eval").body
     nodes = [body] if whole else list(ast.walk(body))
-    return any(isinstance(node, ast.Call) and is_name(node.func, "s") for node in nodes)
+    return any(isinstance(node, ast.Call) and is_name(node.func, function) for node in nodes)
 
 
 def code_of(term: Term) -> str:
@@ -172,7 +195,7 @@ def code_of(term: Term) -> str:
 
 
 def arguments_of_smooth(term: Term) -> Mapping[str, str]:
-    """Code of the arguments of a term for which `is_smooth` holds, by name; the index is ``"x"``."""
+    """Code of the arguments of a term that is a call ``s(...)``, by name; the index is ``"x"``."""
     aliases: dict[str, str] = {}
     call: Any = ast.parse(sanitize_variable_names(term.factors[0].expr, {}, aliases), mode="eval").body
     names = ("x", "k", "m", "by", "bs", "ends", "whole")
@@ -184,6 +207,15 @@ def arguments_of_smooth(term: Term) -> Mapping[str, str]:
         return aliases.get(code, code)
 
     return {name: text(node) for name, node in given.items()}
+
+
+def inputs_of_network(term: Term) -> tuple[str, ...] | None:
+    """Code of the inputs of a term ``nn(x1, x2)``; None for any other term."""
+    if not is_call(term, "nn"):
+        return None
+    aliases: dict[str, str] = {}
+    call: Any = ast.parse(sanitize_variable_names(term.factors[0].expr, {}, aliases), mode="eval").body
+    return tuple(aliases.get(code, code) for code in map(ast.unparse, call.args))
 
 
 def category_argument(code: str) -> str | None:

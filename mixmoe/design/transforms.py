@@ -52,6 +52,7 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
         "cr": Transform(needs_rows=_BASIS),
         "cs": Transform(needs_rows=_BASIS),
         "cc": Transform(needs_rows="its constraints need all rows at once; write sin and cos of the column"),
+        "nn": Transform(needs_rows="networks need all rows in memory; write bs(x, df=5)"),
         "lag": Transform(needs_rows="rows of a subject may lie in several partitions; make the column beforehand"),
         "s": Transform(needs_rows="penalised functions need rows beside one another; write bs(x, df=5)"),
     }

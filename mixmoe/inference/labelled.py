@@ -11,13 +11,13 @@ from statsmodels.stats.contrast import ContrastResults
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
 from mixmoe.errors import ArgumentError
+from mixmoe.inference.small_samples import degrees_of_freedom
 from mixmoe.inference.uncertainty import (
     Limits,
     ParamCov,
     bca_limits,
     checked_alpha,
     critical,
-    degrees_of_freedom,
     delta_se,
     scale_of,
     two_sided,

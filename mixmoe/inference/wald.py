@@ -14,14 +14,8 @@ from scipy.stats import f as f_distribution
 
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, close_names
-from mixmoe.inference.uncertainty import (
-    Moments,
-    delta_cov,
-    joint_degrees_of_freedom,
-    on_scales,
-    scale_of,
-    slopes_of_scales,
-)
+from mixmoe.inference.small_samples import Moments, joint_degrees_of_freedom
+from mixmoe.inference.uncertainty import delta_cov, on_scales, scale_of, slopes_of_scales
 from mixmoe.mixture.estimate import ParamLayout
 
 HypothesisSpec = str | Sequence[str] | Array | tuple[Array, Array]

@@ -23,11 +23,12 @@ from mixmoe.inference.cells import (
     pairs_of,
 )
 from mixmoe.inference.uncertainty import ParamCov, scale_of, wald_limits
+from mixmoe.mixed.ascents import Search, permute_params
+from mixmoe.mixed.boundary import Boundary, expert_directions, gate_directions
 from mixmoe.mixed.end_points import residual_deviations
-from mixmoe.mixed.information import Boundary, expert_directions, gate_directions
 from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_logliks
 from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_working, working_to_free
-from mixmoe.mixed.search import Search, permute_params, search_from
+from mixmoe.mixed.search import search_from
 from mixmoe.mixture.estimate import SAME, EMFit, Flag, ParamLayout
 from mixmoe.mixture.gate import MOVED, NONE, gate_log_probabilities, posterior_probabilities, units_without
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
@@ -225,23 +226,38 @@ def _small(responsibilities: Array, problem: Problem) -> Flag | None:
     )
 
 
-def separation_flags(design: Design, problem: Problem, coordinates: Coordinates, at: Boundary) -> tuple[Flag, ...]:
-    """Flags of infinite coefficients at a solution."""
+def separation_flags(
+    design: Design,
+    problem: Problem,
+    coordinates: Coordinates,
+    at: Boundary,
+    units: "IntArray | slice" = slice(None),
+) -> tuple[Flag, ...]:
+    """Flags of infinite coefficients at a solution; `units` as in `gate_separation`."""
     return (
-        *gate_separation(design, problem, coordinates, at.theta),
+        *gate_separation(design, problem, coordinates, at.theta, units),
         *expert_separation(design, problem, coordinates, at),
     )
 
 
-def gate_separation(design: Design, problem: Problem, coordinates: Coordinates, theta: Array) -> tuple[Flag, ...]:
+def gate_separation(
+    design: Design,
+    problem: Problem,
+    coordinates: Coordinates,
+    theta: Array,
+    units: "IntArray | slice" = slice(None),
+) -> tuple[Flag, ...]:
     """A flag that says which gate coefficients are infinite and in which cells experts have no units, if there are any.
 
     Parameters
     ----------
     design : Design
+        By whose rows it is said where.
     problem : Problem
     coordinates : Coordinates
     theta : ndarray, shape (P,)
+    units : ndarray of int, or slice
+        Places of the units of the design among those of the problem, if they are some of these.
     """
     found = gate_directions(problem, theta)
     if not found.infinite.any():
@@ -256,7 +272,12 @@ def gate_separation(design: Design, problem: Problem, coordinates: Coordinates, 
     prior = np.exp(gate_log_probabilities(problem.W, gamma))[0]  # (K, N)
     none = units_without(prior, problem.W, working)
     columns = columns_of(design, "gate", infinite.any(axis=0))
-    places = [f"expert {k + 1} {described(design, where, columns)}" for k, where in enumerate(none) if where.any()]
+    places = []
+    for k, where in enumerate(none):
+        if where[units].any():
+            places.append(f"expert {k + 1} {described(design, where[units], columns)}")
+        elif where.any():
+            places.append(f"expert {k + 1} for {where.sum()} of {where.size} subjects")
     names = [f"gate{k + 2}.{design.names.gate[j]}" for k, j in np.argwhere(infinite)]
     cause = f"The gate covariate{'s' if len(columns) > 1 else ''} {', '.join(columns)}" if columns else "The gate"
     return (

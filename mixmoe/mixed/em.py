@@ -5,16 +5,16 @@ and fixed effects by generalised least squares, the other treats the random effe
 covariances and the residual variances. Neither can lower the log-likelihood.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.gaussian import summed_second_moments
 from mixmoe.mixed.likelihood.observed import ClosedForm
 from mixmoe.mixed.parameters import Params, Structure, free_to_working, working_to_free
 from mixmoe.mixture.gate import gate_log_probabilities, gate_step
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.numerics.linalg import normalised
 
 _CG_STEPS = 4  # at most, of conjugate gradients where columns are many
 _REDUCED = 0.3  # of the score, in the metric of its scale, is what they leave
@@ -28,6 +28,7 @@ class Expectations:
     Attributes
     ----------
     loglik : ndarray, shape (S,)
+        Zero where responsibilities are given.
     responsibilities : ndarray, shape (S, K, N)
     subjects, rows : ndarray, shape (S, K)
         Expected numbers of subjects and rows of each expert.
@@ -51,8 +52,11 @@ class Expectations:
     residual: Array
 
 
-def expectations(problem: ClosedForm, params: Params, given: Array | None = None) -> Expectations:
-    """E-step at `params`; responsibilities `given`, shape (S, K, N), replace the posterior ones."""
+Memberships = Callable[[slice, Array], Array]  # of a run of subjects, from their log-densities, both (S, K, n)
+
+
+def expectations(problem: ClosedForm, params: Params, given: Array | Memberships | None = None) -> Expectations:
+    """E-step at `params`; responsibilities `given`, shape (S, K, N) or found likewise, replace the posterior ones."""
     S, K, p = params.beta.shape
     q, N = problem.structure.n_random, problem.n_subjects
     loglik, responsibilities = np.zeros(S), np.empty((S, K, N))
@@ -60,10 +64,12 @@ def expectations(problem: ClosedForm, params: Params, given: Array | None = None
     pull, second, residual, rows = np.zeros((S, K, p)), np.zeros((S, K, q, q)), np.zeros((S, K)), np.zeros((S, K))
     for where, experts in problem.experts.blocks(S * K):
         densities = experts.densities(params)
-        log_joint = gate_log_probabilities(problem.W[where], params.gamma) + densities.log_density
-        block_loglik = logsumexp(log_joint, axis=1)
-        loglik += block_loglik.sum(axis=1)
-        found = np.exp(log_joint - block_loglik[:, None]) if given is None else given[..., where]
+        if given is None:
+            log_joint = gate_log_probabilities(problem.W[where], params.gamma) + densities.log_density
+            block_loglik, found = normalised(log_joint, axis=1)
+            loglik += block_loglik.sum(axis=1)
+        else:
+            found = given(where, densities.log_density) if callable(given) else given[..., where]
         responsibilities[..., where] = found
         scores, here = densities.summed_scores(found), found @ experts.counts
         pull += scores[..., :p]
@@ -71,7 +77,7 @@ def expectations(problem: ClosedForm, params: Params, given: Array | None = None
         residual += params.sigma**2 * (scores[..., p + q * q] + here)
         rows += here
         weights = found.reshape(S * K, -1)
-        second += summed_second_moments(densities.posterior, weights).reshape(second.shape)
+        second += densities.second_moments(weights).reshape(second.shape)
         if normal is not None:
             normal += densities.normal_matrix(weights)
     return Expectations(

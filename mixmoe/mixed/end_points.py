@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import delta_se
-from mixmoe.mixed.information import find_boundary, informative_basis, invert_information
+from mixmoe.mixed.boundary import find_boundary, informative_basis
+from mixmoe.mixed.information import invert_information
 from mixmoe.mixed.likelihood.observed import (
     Problem,
     block_scores,
@@ -246,6 +247,7 @@ def residual_deviations(s: Structure, params: Params) -> Array:
 
 
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
+_AT_REST = 0.01  # log-likelihood within which rough ascents stop below their maximum
 _COMPARED = 10  # end points whose likelihood is compared by a finer integral
 _ARTEFACT_MARGIN = 100.0  # log-likelihood by which a maximum of the approximation alone may lie above the true one
 OVERSTATED = 0.1  # log-likelihood by which an approximation is too high where a maximum may be of its making
@@ -288,7 +290,7 @@ class Ends:
     @property
     def agree(self) -> bool:
         """Whether two searches reached the best."""
-        return bool((self.summits >= self.rank.max() - SAME).sum() > 1)
+        return bool((self.summits >= self.rank.max() - _AT_REST).sum() > 1)
 
 
 def candidates(logliks: Array, margin: float, n: int = _FINISHED) -> NDArray[np.intp]:
@@ -321,6 +323,19 @@ def join(a: Ends, b: Ends) -> Ends:
     )
     returned, search = np.append(a.returned, b.returned), np.append(a.search, b.search)
     return Ends(both, np.append(a.rank, b.rank), returned, search, a.little)
+
+
+def finished(ends: Ends, chosen: NDArray[np.intp], logliks: Array) -> Ends:
+    """`ends` with the final log-likelihoods of those `chosen`, shape (c,), for them and all that had reached the same.
+
+    Searches that reach one maximum stop at different distances from it, and count as two only afterwards.
+    """
+    rank = ends.rank.copy()
+    for at, loglik in zip(chosen, logliks, strict=True):
+        with np.errstate(invalid="ignore"):  # collapsed ones, of -inf, stay so
+            same = np.abs(ends.rank - ends.rank[at]) <= SAME
+        rank[same] = np.maximum(rank[same], loglik)
+    return replace(ends, rank=rank)
 
 
 def or_any(rank: Array, loglik: Array) -> Array:

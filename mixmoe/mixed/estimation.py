@@ -23,10 +23,12 @@ from mixmoe.inference.uncertainty import (
     within_clusters,
     without_parameters,
 )
+from mixmoe.mixed.ascents import Guarded, Search, permute
+from mixmoe.mixed.boundary import Boundary, find_boundary
 from mixmoe.mixed.curvature import first_inverse_of_functions
 from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags, separation_flags
 from mixmoe.mixed.error_structure import ErrorSetup
-from mixmoe.mixed.information import covariance, few_units, find_boundary, identified, inverse_at, resampled_covariance
+from mixmoe.mixed.information import covariance, few_units, identified, inverse_at, resampled_covariance
 from mixmoe.mixed.likelihood.observed import (
     Problem,
     block_scores,
@@ -51,20 +53,11 @@ from mixmoe.mixed.parameters import (
     reported_to_user,
 )
 from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
-from mixmoe.mixed.search import (
-    Guarded,
-    Search,
-    off_boundary,
-    order_experts,
-    permute,
-    search,
-    search_carried,
-    search_from,
-)
+from mixmoe.mixed.search import off_boundary, order_experts, search, search_carried, search_from
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing, effective, smooth_maximum
 from mixmoe.mixed.smooth.functions import Function, coarse_design, functions_of, geometry_of, layout_of
 from mixmoe.mixed.starting_values import first_inverse
-from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, warn_flags
+from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, Starts, better, warn_flags
 from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.mixture.resampling import replicate
 from mixmoe.numerics.optimise import Control, Evaluation, climb
@@ -374,10 +367,14 @@ class Estimation:
             ),
             flags=(
                 *find_flags(self.problem, found, theta, boundary),
-                *separation_flags(self.design, self.problem, self.coordinates, boundary),
+                *self._separation(boundary),
                 *far,
             ),
         )
+
+    def _separation(self, at: Boundary) -> tuple[Flag, ...]:
+        """Flags of infinite coefficients at a solution."""
+        return separation_flags(self.design, self.problem, self.coordinates, at)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Covariance of the estimates of `fit`.

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
 
 from mixmoe._typing import Array
-from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
+from mixmoe.arguments import checked_choice, checked_count, checked_positive
+from mixmoe.atomic import PathLike
 from mixmoe.design.beside import with_columns
 from mixmoe.design.design import Design, build_design
 from mixmoe.design.formula import MoEFormula
@@ -18,7 +20,7 @@ from mixmoe.inference.uncertainty import ParamCov, checked_cov_type
 from mixmoe.loading import restored
 from mixmoe.mixed.degeneracy import CATEGORIES, uncertainty_flags, with_label_flag
 from mixmoe.mixed.end_points import with_integral_flag
-from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
+from mixmoe.mixed.error_structure import ErrorOptions, ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
 from mixmoe.mixed.estimation import Estimation
 from mixmoe.mixed.likelihood.observed import Problem, evaluate, restriction, subject_logliks
 from mixmoe.mixed.likelihood.serial import ErrorKind
@@ -47,6 +49,7 @@ from mixmoe.mixed.results import GLMMResults, MEMoEResults
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
 from mixmoe.mixed.smooth.functions import functions_of, layout_of, uncentred
 from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
+from mixmoe.mixture.ascents import remembered
 from mixmoe.mixture.estimate import EMFit, ParamLayout, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
@@ -287,7 +290,7 @@ class MEMoE(Estimation):
         coordinates = self._coordinates(structure)
         self.errors: ErrorSetup | None = None
         if self._options is not None:
-            self.errors = build_errors(self.design, self._options, self.settings["residual"], coordinates.scale)
+            self.errors = self._errors_of_design(self._options, coordinates.scale)
             structure = replace(structure, extras=self.errors.extras)
             coordinates = replace(coordinates, log_sigma=self.errors.shift)
         if self.design.smooths:
@@ -306,6 +309,9 @@ class MEMoE(Estimation):
     def _coordinates(self, structure: Structure) -> Coordinates:
         return coordinates_of(self.design, structure, self.response)
 
+    def _errors_of_design(self, options: ErrorOptions, response_unit: float) -> ErrorSetup:
+        return build_errors(self.design, options, self.settings["residual"], response_unit)
+
     def _problem_of_design(self) -> Any:
         return self._problem(self.design)
 
@@ -323,9 +329,16 @@ class MEMoE(Estimation):
         return design
 
     def _problem(self, design: Design) -> Problem:
+        return self._with_gate(self._experts(design), design.gate)
+
+    def _experts(self, design: Design) -> Any:
+        """The likelihood of the responses of a design."""
         c = self.coordinates
-        experts = experts_of(design, self.response, c) if self.errors is None else self.errors.experts(design, c)
-        W, restricted = apply_inverse(design.gate, c.gate), self.settings["method"] == "reml"
+        return experts_of(design, self.response, c) if self.errors is None else self.errors.experts(design, c)
+
+    def _with_gate(self, experts: Any, gate: Array) -> Problem:
+        """The likelihood of experts and a gate of covariates of shape (N, m)."""
+        W, restricted = apply_inverse(gate, self.coordinates.gate), self.settings["method"] == "reml"
         return Problem(self.structure, experts, W, self.gate_penalty, restricted)
 
     def fit(
@@ -338,6 +351,7 @@ class MEMoE(Estimation):
         rng: Any = None,
         cov_type: str | None = None,
         progress: bool | None = None,
+        checkpoint: PathLike | None = None,
         **cov_options: Any,
     ) -> "MEMoEResults":
         """Maximum likelihood estimates, or those of restricted maximum likelihood.
@@ -361,6 +375,9 @@ class MEMoE(Estimation):
             By default ``"cluster"`` if the model has clusters, else ``"robust"``.
         progress : bool, optional
             Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
+        checkpoint : path-like, optional
+            A file. Where ascents stand is kept there, never the data, and the same call goes on where an earlier one
+            was ended, with the same result; the design and standard errors are made again.
         **cov_options
             For the covariance: ``correction=``, ``unconditional=``, ``n_boot=``, ``n_jobs=``.
 
@@ -378,7 +395,6 @@ class MEMoE(Estimation):
         kind = ("cluster" if "cluster" in self.design.aux else "robust") if cov_type is None else cov_type
         checked_cov_type(kind)
         control = Control(checked_count(max_iter, "max_iter"), checked_positive(tol, "tol"), progress=progress)
-        generator = checked_rng(rng)
         default = 0 if start is not None else 1 if self.n_experts == 1 else _STARTS * self.n_experts
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
         if start is None:
@@ -387,15 +403,24 @@ class MEMoE(Estimation):
             given = Estimated(smaller.n_experts, self.with_experts(smaller.n_experts).vector(start))
         else:
             given = Estimated(self.n_experts, self.vector(start))
-        fit = seeded(self.maximum(n_starts, generator, given, control), rng)
+        facts = partial(self._facts, (n_starts, given, max_iter, tol))
+        with remembered(checkpoint, facts, rng, control) as (generator, limits):
+            fit = seeded(self.maximum(n_starts, generator, given, limits), rng)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
         return self.penalised(fit)._reported(fit, kind, cov_options)
 
+    def _facts(self, options: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What tells a fit with these options from others."""
+        columns = (*self.problem.W.T, *self.problem.experts.sort_keys())
+        # Sizes of columns in working coordinates tell data apart; sums in another order differ in later digits only.
+        sizes = [f"{np.linalg.norm(column):.9e}" for column in columns]
+        return (self.formula.text, self.settings, self.layout.names, self.design.n, self.design.n_units, sizes, options)
+
     def _reported(self, fit: EMFit, kind: str, cov_options: dict[str, Any]) -> MEMoEResults:
         """Results of an estimate, with a covariance and all that a reader must know."""
         fit = with_integral_flag(fit, self.problem, self.coordinates, self.working(fit.params), self.layout)
-        fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates)
+        fit = self._with_label_flag(fit)
         warn_flags(fit.flags, CATEGORIES)
         try:
             cov = self.covariance(fit, kind, **cov_options)
@@ -405,6 +430,10 @@ class MEMoE(Estimation):
         more = uncertainty_flags(self.layout, fit.params, cov)
         warn_flags(more, CATEGORIES)
         return self.results(replace(fit, flags=(*fit.flags, *more)), cov)
+
+    def _with_label_flag(self, fit: EMFit) -> EMFit:
+        """The fit, with a flag if labels could be exchanged within cells."""
+        return with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates)
 
     def loglike(self, params: Any) -> float:
         """Log-likelihood at reported parameters, by name or in the order of the layout; the restricted one of REML."""

@@ -23,7 +23,6 @@ from mixmoe.design.frame import exact, shown, units_of
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.mixed.error_structure import ErrorOptions
 from mixmoe.mixed.likelihood.columns import columns_of
-from mixmoe.mixed.likelihood.gaussian import independent_experts
 from mixmoe.mixed.likelihood.glmm import MOST_NODES, GlmmExperts, build_nodes
 from mixmoe.mixed.likelihood.modes import (
     FamilyResponse,
@@ -31,6 +30,7 @@ from mixmoe.mixed.likelihood.modes import (
     Rows,
     dispersion,
 )
+from mixmoe.mixed.likelihood.patterns import independent_experts
 from mixmoe.mixed.likelihood.protocol import Experts
 from mixmoe.mixed.parameters import (
     Coordinates,

@@ -1,6 +1,6 @@
 """What a fitted MEMoE offers beyond the common base."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -102,7 +102,7 @@ from mixmoe.output.predictions import (
     with_offset,
 )
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table
-from mixmoe.output.summary import nothing_predicted
+from mixmoe.output.summary import nothing_predicted, proportions_table
 from mixmoe.responses.distribution import Outcome
 
 if TYPE_CHECKING:
@@ -127,16 +127,7 @@ class MEMoEResults(MoEResults):
         if self.model.n_experts == 1:
             return tables
         at = next(i for i, table in enumerate(tables) if table.key == "gate")
-        shares = self.proportions(alpha)
-        proportions = Table(
-            key="proportions",
-            title="Expert proportions (mean gate probability)",
-            columns=("Estimate", "Std. Err.", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
-            index=tuple(f"expert {k + 1}" for k in range(len(shares))),
-            cells=tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in shares.to_numpy()),
-            formats=("num", "num", "num", "num"),
-        )
-        return (*tables[:at], proportions, *tables[at:])
+        return (*tables[:at], proportions_table(self.proportions(alpha), alpha), *tables[at:])
 
     def proportions(self, alpha: float = 0.05) -> pd.DataFrame:
         """Mean probability of each expert over the subjects; see `MoEResults.proportions`."""
@@ -233,7 +224,7 @@ class MEMoEResults(MoEResults):
         if kind in ("experts", "mean"):
             known = None  # checked like any other, but it plays no part
         try:
-            unused = self._unused(wanted, known)
+            unused = sections_unused(wanted, known is not None, self.model.response.gaussian)
             design = self.model.design if new is None else self.model.new_design(new, without=unused)
         except NothingLeftError as error:
             first = self.model.new_design(self.model.design.frame.iloc[:1])  # whose prediction has all columns
@@ -261,17 +252,6 @@ class MEMoEResults(MoEResults):
             return
         serial = setup is not None and setup.options.kind in ("ar1", "car1")
         check_weights_ahead(design, column, required=noise or serial)
-
-    def _unused(self, wanted: Wanted, known: Design | None) -> tuple[str, ...]:
-        """Sections of the formula that a kind of prediction does not need of the rows to predict."""
-        gaussian = self.model.response.gaussian  # then means do not depend on the random effects
-        if wanted.kind == "probabilities":
-            return ("expert", "random", "sigma")
-        if wanted.kind == "experts":
-            return ("gate", "sigma", "random") if gaussian else ("gate", "sigma")
-        if wanted.noise or wanted.kind == "subject" or known is not None:
-            return ()
-        return ("sigma", "random") if gaussian else ("sigma",)
 
     def _history(self, history: Any, use_fit: bool) -> Design | None:
         """The rows from which subjects are known; None where their history plays no part."""
@@ -431,16 +411,11 @@ class MEMoEResults(MoEResults):
         tuple of Curve
         """
         checked_choice(kind, "kind", self._curve_kinds)
-        self._check_options(options)
+        check_curve_options(options)
         design = self.model.design
         if kind == "gate":
             return gate_curves(design, self._known(), **options)
         return trajectory_curves(design, self._known(), standardised_name(design, self.model.settings), **options)
-
-    def _check_options(self, options: dict[str, Any]) -> None:
-        for name in options:
-            if name not in ("x", "at", "alpha"):
-                raise ArgumentError(f"a figure has the options x=, at= and alpha=, got {name!r}")
 
     def _observed(self, kind: str, **options: Any) -> Observed | tuple[Marks, ...] | None:
         if kind != "trajectories":
@@ -526,6 +501,33 @@ class MEMoEResults(MoEResults):
         return Estimate(params, self.cov.of_bounded, where, separated, moments, shift)
 
 
+def sections_unused(wanted: Wanted, known: bool, gaussian: bool) -> tuple[str, ...]:
+    """Sections of the formula that a kind of prediction does not need of the rows to predict.
+
+    Parameters
+    ----------
+    wanted : Wanted
+    known : bool
+        Whether something is known of their subjects.
+    gaussian : bool
+        Of the response: then means do not depend on the random effects.
+    """
+    if wanted.kind == "probabilities":
+        return ("expert", "random", "sigma")
+    if wanted.kind == "experts":
+        return ("gate", "sigma", "random") if gaussian else ("gate", "sigma")
+    if wanted.noise or wanted.kind == "subject" or known:
+        return ()
+    return ("sigma", "random") if gaussian else ("sigma",)
+
+
+def check_curve_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that curves of a MEMoE do not have."""
+    for name in options:
+        if name not in ("x", "at", "alpha"):
+            raise ArgumentError(f"a figure has the options x=, at= and alpha=, got {name!r}")
+
+
 def _check_scale(response: ResponseModel, wanted: Wanted) -> None:
     """Refuse scales that the response does not have."""
     scale = wanted.scale
@@ -588,7 +590,7 @@ class GLMMResults(MEMoEResults):
         checked_choice(kind, "kind", self._curve_kinds)
         if kind == "gate":
             return super().curves(kind, **options)
-        self._check_options(options)
+        check_curve_options(options)
         design, response = self.model.design, self.model.response.response
         x, alpha = options.get("x"), checked_alpha(options.get("alpha", 0.05))
         x = trajectory_axis(design) if x is None else checked_column(design, x, "expert")

@@ -2,41 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.mixed.em import em_iterations
+from mixmoe.mixed.ascents import MARGIN, Search, climb_from, finish, permute, race, ranked
 from mixmoe.mixed.end_points import (
-    OVERSTATED,
     Ends,
     candidates,
-    collapsed,
-    finer_logliks,
-    is_stationary,
     join,
-    newton_polish,
     one_search,
     or_any,
-    scaled_effects,
     without_artefacts,
 )
-from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, evaluate
-from mixmoe.mixed.parameters import Params, free_to_working, working_to_free
+from mixmoe.mixed.insertion import gains_little, inserted_starts, reinserted_starts
+from mixmoe.mixed.likelihood.observed import ClosedForm, Problem
+from mixmoe.mixed.parameters import free_to_working, working_to_free
 from mixmoe.mixed.starting_values import (
     OneExpert,
     carried_starts,
     climb_one_expert,
     closed_form_problem,
-    first_inverse,
     fit_one_expert,
-    gains_little,
-    inserted_starts,
     one_expert_problem,
     random_starts,
-    reinserted_starts,
     scatter,
     split_merge_starts,
     with_extras,
@@ -44,10 +34,9 @@ from mixmoe.mixed.starting_values import (
 )
 from mixmoe.mixture.estimate import SAME
 from mixmoe.mixture.gate import gate_log_probabilities
-from mixmoe.numerics.optimise import Climb, Control, Evaluation, climb
+from mixmoe.numerics.optimise import Climb, Control
 
 _EM_STEPS = 2
-_EM_STEPS_AT_COLLAPSE = 50  # where line searches end at the barrier, these still bring the other parameters to rest
 _SEARCH_ABOVE = 600  # with more subjects than this random starts run on two subsamples
 _SEARCH_SUBJECTS = 500  # of at least this size
 _MANY = 20_000  # subjects with which the search goes on from there
@@ -59,99 +48,25 @@ _SPLITS_OF_LITTLE = 2  # of each expert where the last one gained little: insert
 _MORE_SPLITS = 2  # times as many where subjects are few
 _INSERTED = 20  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
-_FEW_EXPERTS = 4  # up to which that many are worth their cost
-_SEARCHES_LARGE = 2  # searches with more experts, where they cost most and agree least
+_SEARCHES_OF_MANY = 2  # the same where columns are many: maxima are beyond number
+_HALVED_OF_MANY = 8  # iterations after which half of the ascents with the likelihood itself are given up there
 _PATIENCE_OF_LITTLE = 2  # rounds of moves without gain, where the last expert gained little
 _NEAR = 5.0  # log-likelihood by which an end point that moves start from may lie behind the best
 _WORTHWHILE = 0.01  # gain that makes another round of moves; less is mere convergence of what is there
-_SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
-_STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
 _CHASED = 16  # end points of the closed form that are carried on with the likelihood itself
 _BEHIND_APPROXIMATE = 5.0  # log-likelihood by which starts may lie behind the best of an approximate closed form
 _AROUND = 4  # starts per expert around the best of these, with other parameters of the errors
 _LESS_DISPERSED = (4.0, 16.0, 64.0)  # factors of the precision of responses with which groups are looked for again
 _EM_STEPS_LESS_DISPERSED = 10
-_MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
 _PART_ITERATIONS = 25  # for ascents on a subsample, whose end points are not final
 _PART_HALVED = 4  # iterations after which half of them are given up, and so on: hardly ever is the winner among these
 _PART_BEHIND = 3.0  # log-likelihood by which starts that race on a subsample may lie behind the best
 _SMALLER_PROMISE = 1e-2  # gain that is left to fits with fewer experts, which are but starting points
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5, promise=1e-4, behind=2.0)
-_SIZES = (1.0, 0.5, 0.25, 0.125)  # of random effects beside which none at all are taken
 _MOST = 0.85  # share of starts whose collapse is that of the data
-_SIGMA_BARRIER = 1e-4  # fraction of the one-expert residual standard deviation
 _NO_EFFECT = 1e-3  # in working coordinates, where the pooled residual standard deviation is one
 _SMALL_EFFECT = 0.05  # in the same
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """Outcome of a search for the maximum.
-
-    Attributes
-    ----------
-    theta : ndarray, shape (P,)
-    loglik : float
-    score : ndarray, shape (P,)
-    trace : ndarray
-    n_iter, n_evaluations : int
-    converged, interrupted, degenerate : bool
-    n_starts : int
-        Starts and split-and-merge moves, without moves that fell back to the point that they left.
-    logliks : ndarray
-        Log-likelihoods of the distinct candidates that were run to full convergence, best first.
-    n_replicated : int
-        Those of the starts and moves that led to the winner.
-    ends : ndarray
-        Log-likelihoods of all of them after the search, best first, minus infinity for a collapsed expert; empty if the
-        search ran on some of the subjects.
-    summits : ndarray
-        The highest log-likelihood of each independent search, best first, as far as it had got.
-    """
-
-    theta: Array
-    loglik: float
-    score: Array
-    trace: Array
-    n_iter: int
-    n_evaluations: int
-    converged: bool
-    interrupted: bool
-    degenerate: bool
-    n_starts: int
-    logliks: Array
-    n_replicated: int
-    ends: Array
-    summits: Array
-
-
-def permute(problem: Problem, theta: Array, order: Sequence[int]) -> Array:
-    """The free vector with experts reordered: the new expert k is the old ``order[k]``."""
-    params = free_to_working(problem.structure, theta[None])
-    return working_to_free(problem.structure, permute_params(params, order))[0]
-
-
-def permute_params(params: Params, order: Sequence[int]) -> Params:
-    """Parameters with experts reordered; the gate keeps its first expert as reference."""
-    index = list(order)
-    reference = np.zeros_like(params.gamma[:, :1]) if params.gamma.size else params.gamma[:, :0]
-    full = np.concatenate([reference, params.gamma], axis=1)
-    gamma = full[:, index[1:]] - full[:, index[:1]] if params.gamma.size else params.gamma
-    parts = (params.beta, params.factor, params.sigma, params.extra)
-    return Params(gamma, *(part[:, index] for part in parts))
-
-
-def largest_first(problem: Problem, theta: Array) -> Array:
-    """The free vector, shape (P,), with the expert of the largest random effects as the reference of proportional ones.
-
-    As multiples of a tiny covariance the others would look stationary long before they are.
-    """
-    if problem.structure.cov_re != "proportional":
-        return theta
-    factor = free_to_working(problem.structure, theta[None]).factor[0]
-    top = int(np.linalg.norm(factor, axis=(1, 2)).argmax())
-    return permute(problem, theta, [top, *(k for k in range(len(factor)) if k != top)])
 
 
 def off_boundary(problem: Problem, theta: Array) -> Array:
@@ -178,21 +93,6 @@ def gate_shares(problem: Problem, theta: Array) -> Array:
     return np.asarray(np.exp(gate_log_probabilities(problem.W, gamma))[0].mean(axis=1))
 
 
-@dataclass(frozen=True, slots=True)
-class Guarded:
-    """The log-likelihood with collapsed experts ruled out, as an objective of `climb`."""
-
-    problem: Problem
-    sigma_floor: float
-
-    def __call__(self, theta: Array) -> Evaluation:
-        """Log-likelihood and score at points (S, P); minus infinity below the floor."""
-        with np.errstate(all="ignore"):  # far from the optimum anything may overflow; climb() expects that
-            e = evaluate(self.problem, theta)
-            smallest = np.exp(theta[:, self.problem.free.log_sigma].min(axis=1, initial=np.inf))
-        return Evaluation(np.where(smallest < self.sigma_floor, -np.inf, e.loglik), e.score)
-
-
 def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Generator) -> Search:
     """The highest maximum found from random starts, from fits with fewer experts, and from split-and-merge moves.
 
@@ -217,15 +117,25 @@ def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Gen
     if problem.structure.n_experts == 1:
         alone = climb_one_expert(problem, limited)
         sigma_one = pooled_sigma(problem, alone.theta[0])
-        return finish(problem, sigma_one, one_search(alone, alone.loglik), _MARGIN, control)
+        return finish(problem, sigma_one, one_search(alone, alone.loglik), MARGIN, control)
     size = _MANY if problem.experts.is_closed_form else _MANY_APPROXIMATE
     # Subjects in an order that does not depend on that of the data.
-    order = np.lexsort((*problem.W.T, *problem.experts.sort_keys()))
+    order = _sorted((*problem.W.T, *problem.experts.sort_keys()))
     many = problem.take(_some(order, size, rng))
     one = fit_one_expert(many, limited)
     ends = explore(many, one, n_starts, limited, rng)
-    margin = _MARGIN if many.n_subjects == problem.n_subjects else _PART_MARGIN
+    margin = MARGIN if many.n_subjects == problem.n_subjects else _PART_MARGIN
     return finish(problem, one.sigma, ends, margin, control)
+
+
+def _sorted(keys: Sequence[Array]) -> NDArray[np.intp]:
+    """`numpy.lexsort`, where hardly any two have the same last key: all others are compared for these only."""
+    order = np.argsort(keys[-1], kind="stable")
+    same = np.diff(keys[-1][order]) == 0
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    among = order[tied]
+    order[tied] = among[np.lexsort([key[among] for key in keys])]
+    return order
 
 
 def search_from(problem: Problem, starts: Array, control: Control) -> Search:
@@ -233,7 +143,7 @@ def search_from(problem: Problem, starts: Array, control: Control) -> Search:
     limited = _limited(control)
     alone = one_expert_problem(problem)
     sigma_one = pooled_sigma(alone, climb_one_expert(alone, limited).theta[0])
-    return finish(problem, sigma_one, _race(problem, sigma_one, starts, limited), _MARGIN, control)
+    return finish(problem, sigma_one, race(problem, sigma_one, starts, limited), MARGIN, control)
 
 
 def search_carried(problem: Problem, smaller: Array, control: Control, rng: np.random.Generator) -> Search:
@@ -244,7 +154,8 @@ def search_carried(problem: Problem, smaller: Array, control: Control, rng: np.r
 
 def _limited(control: Control) -> Control:
     """Limits of the search for starts."""
-    return replace(_ROUGH, max_iter=min(_ROUGH.max_iter, control.max_iter), progress=control.progress)
+    most = min(_ROUGH.max_iter, control.max_iter)
+    return replace(_ROUGH, max_iter=most, progress=control.progress, keeper=control.keeper)
 
 
 def pooled_sigma(alone: Problem, theta: Array) -> float:
@@ -266,7 +177,7 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     wide = control if exact else replace(control, behind=_BEHIND_APPROXIMATE)
     found = _search_once(closed, plain, n_starts - n_starts // 2, wide, rng)
     found = _with_nested(closed, plain, found, wide, rng)
-    for i in range(1, _SEARCHES if problem.structure.n_experts <= _FEW_EXPERTS else _SEARCHES_LARGE):
+    for i in range(1, _SEARCHES_OF_MANY if problem.has_many_columns else _SEARCHES):
         # Where the last expert gained little, maxima are many and two searches may agree on a lower one.
         if found.climb.interrupted or (found.agree and (i > 2 or not found.little)):
             break
@@ -274,6 +185,8 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
         found = join(found, replace(again, search=again.search + i))
     if exact:
         return found
+    if problem.has_many_columns:  # ascents that creep towards infinite coefficients would be most of the work
+        control = replace(control, halve=_HALVED_OF_MANY)
     found = chase(problem, one, found, control)
     found = _scattered(problem, one, found, control, rng)
     found = _less_dispersed(problem, one, found, control, rng)
@@ -288,7 +201,7 @@ def _search_once(
     smaller = _chain(problem, one, problem.structure.n_experts - 1, True, control, rng)
     if smaller.interrupted:  # the starts as they are
         starts = carried_starts(problem, one, smaller.theta, _EM_STEPS, rng)
-        found = _race(problem, one.sigma, starts, replace(control, max_iter=0))
+        found = race(problem, one.sigma, starts, replace(control, max_iter=0))
         return replace(found, climb=replace(found.climb, interrupted=True))
     found = _with_one_more(problem, one, smaller, control, rng)
     # 2. Random starts race against what has been reached, so that most are given up soon.
@@ -302,9 +215,9 @@ def _search_once(
                 there = fit_one_expert(part, control)
             limit = replace(control, max_iter=min(_PART_ITERATIONS, control.max_iter))
             limit = replace(limit, behind=_PART_BEHIND, halve=_PART_HALVED, reached=-np.inf)
-            ends = _race(part, there.sigma, random_starts(part, there, n_starts, _EM_STEPS, rng), limit)
+            ends = race(part, there.sigma, random_starts(part, there, n_starts, _EM_STEPS, rng), limit)
             starts = ends.climb.theta[candidates(or_any(ends.rank, ends.climb.loglik), _PART_MARGIN, _POOL)]
-        found = join(found, _race(problem, one.sigma, starts, _beyond(control, found)))
+        found = join(found, race(problem, one.sigma, starts, _beyond(control, found)))
     # Where nearly all collapse, responses without noise, not a few subjects, are the reason, and what is left (the fit
     # with one expert fewer, whose two halves cannot collapse; ascents stuck on their way) would hide it.
     if np.isneginf(found.rank).mean() > _MOST:
@@ -328,7 +241,7 @@ def _with_nested(problem: ClosedForm, one: OneExpert, found: Ends, control: Cont
     starts, interrupted = nested_starts(problem, one, limit, rng)
     if not len(starts):
         return found
-    found = join(found, _race(problem, one.sigma, starts, limit))
+    found = join(found, race(problem, one.sigma, starts, limit))
     if interrupted:
         return replace(found, climb=replace(found.climb, interrupted=True))
     return _with_moves(problem, one, found, False, control, rng) if found.rank.max() > level + _WORTHWHILE else found
@@ -368,7 +281,7 @@ def _nested_fit(problem: ClosedForm, one: OneExpert, control: Control, rng: np.r
     part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
     smaller = _chain(part, fit_one_expert(part, control), problem.structure.n_experts - 1, False, control, rng)
     limit = replace(control, max_iter=0) if smaller.interrupted else control
-    ends = _race(problem, one.sigma, carried_starts(problem, one, smaller.theta, _EM_STEPS, rng), limit)
+    ends = race(problem, one.sigma, carried_starts(problem, one, smaller.theta, _EM_STEPS, rng), limit)
     return ends.climb.theta[ends.best], smaller.interrupted or ends.climb.interrupted
 
 
@@ -406,7 +319,7 @@ def _chain(
             ends = _with_one_more(larger, one, best, control, rng)
         else:
             limit = replace(control, max_iter=0) if best.interrupted else control
-            ends = _race(larger, one.sigma, carried_starts(larger, one, best.theta, _EM_STEPS, rng), limit)
+            ends = race(larger, one.sigma, carried_starts(larger, one, best.theta, _EM_STEPS, rng), limit)
         little = insert and gains_little(larger, best.theta, ends.rank.max())
         best = Smaller(ends.climb.theta[ends.best], little, best.interrupted or ends.climb.interrupted)
     return best
@@ -427,14 +340,14 @@ def _with_one_more(
     if smaller.little:
         # The smaller fit itself comes along, so that what is found is not below it.
         first = np.vstack([splits[:1], inserted_starts(problem, one, smaller.theta, _INSERTED, rng)])
-        found, more = _race(problem, one.sigma, first, control), splits[1:]
+        found, more = race(problem, one.sigma, first, control), splits[1:]
     else:
-        found, more = _race(problem, one.sigma, splits, control), splits[:0]
+        found, more = race(problem, one.sigma, splits, control), splits[:0]
         if not found.climb.interrupted and gains_little(problem, smaller.theta, found.rank.max()):
             more = inserted_starts(problem, one, smaller.theta, _INSERTED, rng)
     if found.climb.interrupted or not len(more):
         return found
-    return join(found, _race(problem, one.sigma, more, _beyond(control, found)))
+    return join(found, race(problem, one.sigma, more, _beyond(control, found)))
 
 
 def _with_moves(
@@ -446,7 +359,7 @@ def _with_moves(
     over a lower one: before the end a round goes from the next best.
     """
     K, left, idle = problem.structure.n_experts, np.empty(0), 0
-    patience = _PATIENCE_OF_LITTLE if insert and K <= _FEW_EXPERTS else 1
+    patience = _PATIENCE_OF_LITTLE if insert else 1
     while idle < patience and np.isfinite(found.rank).any() and not found.climb.interrupted:
         # 1. The best, or after a round from there the next best, that nobody has left yet.
         if idle == 0:
@@ -465,7 +378,7 @@ def _with_moves(
         except KeyboardInterrupt:
             return replace(found, climb=replace(found.climb, interrupted=True))
         # 3. Ascents from there race against the best.
-        further = _race(problem, one.sigma, moved, _beyond(control, found))
+        further = race(problem, one.sigma, moved, _beyond(control, found))
         returned = np.abs(further.climb.loglik - height) <= SAME
         found = join(found, replace(further, returned=returned))
         idle = 0 if found.rank.max() > level + _WORTHWHILE else idle + 1
@@ -477,7 +390,7 @@ def _settled(problem: ClosedForm, one: OneExpert, found: Ends, control: Control)
     best = found.best
     if found.climb.converged[best] or not np.isfinite(found.rank[best]):
         return found
-    end = _race(problem, one.sigma, found.climb.theta[[best]], replace(control, max_iter=5 * control.max_iter))
+    end = race(problem, one.sigma, found.climb.theta[[best]], replace(control, max_iter=5 * control.max_iter))
     c, e = found.climb, end.climb
     at = np.arange(found.rank.size) == best
     traces = tuple(t + e.traces[0][1:] if i == best else t for i, t in enumerate(c.traces))
@@ -509,7 +422,7 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
     theta = with_extras(problem, found.theta, one.params)
     # Maxima of an approximate integral may be far above the true one, which must not be given up for them.
     patient = control if problem.experts.finer() is None else replace(control, behind=_PART_MARGIN)
-    end = _climb_from(problem, one.sigma, theta[leaders], patient)
+    end = climb_from(problem, one.sigma, theta[leaders], patient)
     where = np.minimum(group, len(leaders) - 1)
     lost = group >= len(leaders)
     traces = tuple([-np.inf] if lost[i] else end.traces[g] for i, g in enumerate(where))
@@ -523,7 +436,7 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
         traces,
         found.interrupted or end.interrupted,
     )
-    return replace(ends, climb=climb, rank=_ranked(problem, one.sigma, climb))
+    return replace(ends, climb=climb, rank=ranked(problem, one.sigma, climb))
 
 
 def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
@@ -541,7 +454,7 @@ def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, 
         own = found.search == i
         best = np.flatnonzero(own)[np.argmax(or_any(found.rank[own], found.climb.loglik[own]))]
         around = scatter(problem, found.climb.theta[best], _AROUND * s.n_experts, rng)
-        further = _race(problem, one.sigma, around, control)
+        further = race(problem, one.sigma, around, control)
         found = join(found, replace(further, search=further.search + i))
     return found
 
@@ -569,7 +482,7 @@ def _less_dispersed(problem: Problem, one: OneExpert, found: Ends, control: Cont
             plain = replace(each, params=without_extras(each.params))
             parts = random_starts(form, plain, n, _EM_STEPS_LESS_DISPERSED, rng)
             starts.append(with_extras(problem, parts, each.params))
-        further = _race(problem, one.sigma, np.vstack(starts), control)
+        further = race(problem, one.sigma, np.vstack(starts), control)
         found = join(found, replace(further, search=further.search + i))
     return found
 
@@ -583,88 +496,3 @@ def _some(subjects: NDArray[np.intp], n: int, rng: np.random.Generator) -> NDArr
 
 def _search_size(problem: Problem) -> int:
     return max(_SEARCH_SUBJECTS, 10 * problem.free.size)
-
-
-def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Climb:
-    """Ascents from `theta`, shape (S, P); those left behind the best are given up if the control says so."""
-    with np.errstate(all="ignore"):
-        inverse = first_inverse(problem, theta)
-    guarded = Guarded(problem, _SIGMA_BARRIER * sigma_one)
-    spurious = partial(collapsed, problem, sigma_one) if np.isfinite(control.behind) else None
-    logarithmic = np.append(problem.free.log_sigma, problem.free.extra)
-    return climb(guarded, theta, inverse, problem.n_subjects, control, spurious, logarithmic)
-
-
-def _race(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Ends:
-    """End points of ascents from `theta`, shape (S, P)."""
-    found = _climb_from(problem, sigma_one, theta, control)
-    return one_search(found, _ranked(problem, sigma_one, found))
-
-
-def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:
-    """Log-likelihoods with collapsed solutions put last."""
-    return np.where(collapsed(problem, sigma_one, found.theta), -np.inf, found.loglik)
-
-
-def _without_lures(problem: Problem, sigma_one: float, found: Ends, control: Control) -> Ends:
-    """`found` with ascents without random effects of an expert, where an approximate integral overstates the best.
-
-    Laplace's method lets those of an expert without events grow for ever, and where it has no other maximum every
-    ascent ends there. Without them it is exact, and as their score is then zero by symmetry, no ascent takes them up.
-    Kept are ends beside which random effects of some size are not better by a finer integral.
-    """
-    best = found.climb.theta[found.best]
-    fine = finer_logliks(problem, best[None]) if problem.structure.n_experts > 1 else None
-    if fine is None or not problem.structure.n_random or found.rank.max() - fine[0] <= OVERSTATED:
-        return found
-    without = _race(problem, sigma_one, scaled_effects(problem, best, 0.0), control)
-    smaller = np.vstack([scaled_effects(problem, best, size) for size in _SIZES])
-    fine = finer_logliks(problem, np.vstack([without.climb.theta, smaller]))
-    if fine is None:
-        return found
-    n = len(without.rank)
-    lower = fine[:n] < fine[n:].max() - OVERSTATED
-    return join(found, replace(without, rank=np.where(lower, -np.inf, without.rank)))
-
-
-def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, control: Control) -> Search:
-    """End points within `margin` of the best run to convergence on all subjects; the best polished by Newton steps."""
-    rough = ends.climb
-    chosen = candidates(or_any(ends.rank, rough.loglik), margin)
-    limit = replace(control, tol=_SHARP * control.tol, min_gain=_STANDSTILL)
-    limit = replace(limit, max_iter=0) if rough.interrupted else limit
-    start = np.array([largest_first(problem, theta) for theta in rough.theta[chosen]])
-    found = _climb_from(problem, sigma_one, start, limit)
-    ends_here = one_search(found, _ranked(problem, sigma_one, found))
-    if not (rough.interrupted or found.interrupted):
-        more = _without_lures(problem, sigma_one, ends_here, limit)
-        chosen = np.append(chosen, np.full(more.rank.size - chosen.size, chosen[ends_here.best]))
-        ends_here = more
-    found, rank = ends_here.climb, without_artefacts(problem, ends_here.climb.theta, ends_here.rank)
-    usable = or_any(rank, found.loglik)
-    best = int(np.argmax(usable >= usable.max() - SAME))  # of equals the one that was best before
-    interrupted = rough.interrupted or found.interrupted
-    theta = found.theta[best]
-    if not np.isfinite(rank[best]) and not interrupted and problem.experts.is_closed_form:
-        theta = em_iterations(problem, theta[None], _EM_STEPS_AT_COLLAPSE)[0][0]
-    elif not (interrupted or found.converged[best]):
-        theta = newton_polish(problem, theta)
-    e = evaluate(problem, theta[None])
-    origin = chosen[best]
-    ways = ~ends.returned
-    return Search(
-        theta=theta,
-        loglik=float(e.loglik[0]),
-        score=e.score[0],
-        trace=np.asarray(rough.traces[origin] + found.traces[best][1:]),
-        n_iter=int(rough.n_iter[origin] + found.n_iter[best]),
-        n_evaluations=int(rough.n_evaluations[origin] + found.n_evaluations[best]),
-        converged=not interrupted and is_stationary(e.score[0], problem, control),
-        interrupted=interrupted,
-        degenerate=not np.isfinite(rank[best]),
-        n_starts=int(ways.sum()),
-        logliks=np.sort(found.loglik)[::-1],
-        n_replicated=int((ways & (ends.rank >= rough.loglik[origin] - SAME)).sum()),
-        ends=np.sort(ends.rank[ways])[::-1] if margin == _MARGIN else np.empty(0),
-        summits=ends.summits,
-    )

@@ -12,12 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from mixmoe._typing import Array
-from mixmoe.mixed.em import em_iterations, expectations, update_means, update_variances, updated_factor
-from mixmoe.mixed.end_points import nearly_exact
-from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts
+from mixmoe.mixed.em import em_iterations, expectations, update_means, update_variances
 from mixmoe.mixed.likelihood.observed import (
     ClosedForm,
     Model,
@@ -26,11 +23,12 @@ from mixmoe.mixed.likelihood.observed import (
     observed_information,
     subject_logliks,
     subject_scores,
+    summed_products,
     summed_squares,
 )
 from mixmoe.mixed.parameters import Params, Sigma, Structure, free_to_working, working_to_free
-from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
-from mixmoe.numerics.linalg import floored_inverse, logsumexp
+from mixmoe.mixture.gate import posterior_probabilities
+from mixmoe.numerics.linalg import floored_inverse
 from mixmoe.numerics.optimise import MANY_PARAMETERS, Climb, Control, climb
 
 _SOFT = 0.1  # share of a partition that is spread evenly over the experts
@@ -72,15 +70,11 @@ def first_inverse(problem: Problem, theta: Array) -> Array:
     if problem.has_many_columns and len(theta) > _FEW_POINTS and theta.shape[1] > MANY_PARAMETERS:
         sizes = np.nan_to_num(summed_squares(problem, theta))
         return 1.0 / np.maximum(sizes, _LEAST_INFORMATION * problem.n_subjects)
-    out = np.empty((theta.shape[0], theta.shape[1], theta.shape[1]))
-    for s, point in enumerate(theta):
-        if problem.has_many_columns and len(theta) <= _FEW_POINTS:
-            information = np.nan_to_num(observed_information(problem, point))
-        else:
-            scores = np.nan_to_num(subject_scores(problem, point))
-            information = scores.T @ scores
-        out[s] = floored_inverse(information, _LEAST_INFORMATION * problem.n_subjects)
-    return out
+    if problem.has_many_columns and len(theta) <= _FEW_POINTS:
+        information = np.array([np.nan_to_num(observed_information(problem, point)) for point in theta])
+    else:
+        information = summed_products(problem, theta)
+    return np.array([floored_inverse(each, _LEAST_INFORMATION * problem.n_subjects) for each in information])
 
 
 def one_expert_problem(problem: Problem[Model]) -> Problem[Model]:
@@ -229,7 +223,7 @@ def split_merge_starts(
     params = free_to_working(s, theta[None])
     current = expectations(problem, params).responsibilities[0]  # (K, N)
     given = np.array([_split_merge(current, one.features, rng) for _ in range(n)])
-    start = Params(*(np.repeat(part, n, axis=0) for part in _parts(params)))
+    start = Params(*(np.repeat(part, n, axis=0) for part in parts_of(params)))
     found, _ = em_iterations(problem, working_to_free(s, refit(problem, start, given)), n_em)
     return found
 
@@ -311,13 +305,14 @@ def carried_starts(
         given += [np.vstack([current * (1 - side), side]) for side in sides]
         at = np.append(at, np.full(n_splits, current.sum(axis=1).argmax()))
     closed = closed_form_problem(problem, one.params)
-    parts = zip(*(_parts(without_extras(doubled[k])) for k in at), strict=True)
+    parts = zip(*(parts_of(without_extras(doubled[k])) for k in at), strict=True)
     start = refit(closed, Params(*(np.concatenate(part) for part in parts)), np.array(given))
     found, _ = em_iterations(closed, working_to_free(closed.structure, start), n_em)
     return np.vstack([nested, with_extras(problem, found, one.params)])
 
 
-def _parts(params: Params) -> tuple[Array, ...]:
+def parts_of(params: Params) -> tuple[Array, ...]:
+    """The arrays of some parameters, in the order of their record."""
     return params.gamma, params.beta, params.factor, params.sigma, params.extra
 
 
@@ -328,7 +323,7 @@ def double_expert(problem: Problem, params: Params, k: int) -> Params:
     full = np.concatenate([first, params.gamma], axis=1)
     full = np.concatenate([full, full[:, k : k + 1]], axis=1)
     full[:, [k, -1]] -= np.log(2.0) * intercept
-    others = (np.concatenate([part, part[:, k : k + 1]], axis=1) for part in _parts(params)[1:])
+    others = (np.concatenate([part, part[:, k : k + 1]], axis=1) for part in parts_of(params)[1:])
     return Params(full[:, 1:] - full[:, :1], *others)
 
 
@@ -337,320 +332,3 @@ def _split(current: Array, k: int, features: Array, rng: np.random.Generator) ->
     given = np.vstack([current, current[k] * random_side(current[k], features, rng)])
     given[k] -= given[-1]
     return given
-
-
-_LITTLE = 10.0  # log-likelihood per further parameter up to which an expert may be a handful of subjects
-_MOST_COEFFICIENTS = 40  # of an expert, up to which one is inserted
-_BATCHES, _BATCH = 4, 128  # sets of subjects that are drawn; of each batch a quarter goes on
-_PAIRS = 96  # of a batch
-_SET_ROUNDS, _FIRST_ROUNDS = 2, 2  # EM steps with a set as it is, and with whoever joins or leaves it, among the few
-_ROUNDS, _KEPT = (2, 3), (64, 64)  # further steps among the few, and how many go on
-_FINAL_ROUNDS = 6  # steps of those that are left, with a gate of their own, among the many
-_FEW = 256  # candidates: subjects to whom an expert of their own would be worth most
-_MANY = 1000  # the same in the final rounds
-_FINALISTS = 40
-_NARROW = 0.1  # of the residual deviations of the others is what the best expert of one subject may have at least
-_SAME_SHARE = 0.8  # of the smaller of two new experts that is in both if they are one; nuclei of one half do grow apart
-_MAX_SHIFT = 4.0  # largest change of the gate's predictor in one step
-
-
-@dataclass(frozen=True, slots=True)
-class Inserted:
-    """New experts, C of them, each beside a fit that stays as it is.
-
-    Attributes
-    ----------
-    gain : ndarray, shape (C,)
-        In log-likelihood; the mixture with the new expert gains at least as much.
-    params : Params
-        With S = C and K = 1; gate coefficients beside those of the fit.
-    subjects : ndarray of int, shape (n,)
-        Those who may belong to them.
-    share : ndarray, shape (C, n)
-        Of each of these that does.
-    source : ndarray of int, shape (C,)
-        Expert of the fit that each came from.
-    """
-
-    gain: Array
-    params: Params
-    subjects: NDArray[np.intp]
-    share: Array
-    source: NDArray[np.intp]
-
-    def take(self, which: NDArray[np.intp]) -> "Inserted":
-        """Some of them."""
-        params = Params(*(part[which] for part in _parts(self.params)))
-        return Inserted(self.gain[which], params, self.subjects, self.share[which], self.source[which])
-
-
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """A fit beside which an expert is added.
-
-    Attributes
-    ----------
-    problem : Problem
-        Of its own experts, K - 1.
-    params : Params
-        With S = 1.
-    base : ndarray, shape (N,)
-        Log-density of each subject.
-    owner : ndarray of int, shape (N,)
-        Expert to which each most probably belongs.
-    log_prior : ndarray, shape (K - 1, N)
-    """
-
-    problem: ClosedForm
-    params: Params
-    base: Array
-    owner: NDArray[np.intp]
-    log_prior: Array
-
-
-def gains_little(problem: ClosedForm, smaller: Array, level: float) -> bool:
-    """Whether a log-likelihood lies so little above that of a fit with one expert fewer that a handful of subjects may.
-
-    A group of its own gains hundreds; where there is none, the highest maxima are those of the right handful. An expert
-    with as many coefficients of its own as a handful has subjects would fit these exactly, whichever they are.
-    """
-    if problem.experts.by_rows or (~problem.structure.common).sum() >= _MOST_COEFFICIENTS:
-        return False
-    below = evaluate(fewer_experts(problem), smaller[None]).loglik[0]
-    return bool(0 <= level - below < _LITTLE * (problem.free.size - smaller.size))
-
-
-def inserted_starts(problem: ClosedForm, one: OneExpert, smaller: Array, n: int, rng: np.random.Generator) -> Array:
-    """Up to `n` free vectors that add an expert to a fit with one expert fewer where it gains most.
-
-    Parameters
-    ----------
-    problem : Problem
-        With K experts.
-    one : OneExpert
-    smaller : ndarray, shape (P',)
-        Free vector of a fit with K - 1 experts.
-    n : int
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    ndarray, shape (n', P)
-    """
-    fit = beside(fewer_experts(problem), smaller)
-    new = insertions(fit, one.features, rng)
-    return with_new(problem, fit.params, new.take(distinct(new, n)))
-
-
-def beside(below: ClosedForm, theta: Array) -> Beside:
-    """What the fit `theta`, shape (P',), says about each subject."""
-    params = free_to_working(below.structure, theta[None])
-    joint = subject_logliks(below, theta).T
-    log_prior = gate_log_probabilities(below.W, params.gamma)[0]
-    return Beside(below, params, logsumexp(joint, axis=0), joint.argmax(axis=0), log_prior)
-
-
-def with_new(problem: ClosedForm, params: Params, new: Inserted) -> Array:
-    """Free vectors, shape (C, P), of a fit with each of the new experts as its last."""
-    C = len(new.gain)
-    if not C:
-        return np.empty((0, problem.free.size))
-    both = zip(_parts(params), _parts(new.params), strict=True)
-    parts = (np.concatenate([np.repeat(old, C, axis=0), added], axis=1) for old, added in both)
-    return working_to_free(problem.structure, Params(*parts))
-
-
-def reinserted_starts(problem: ClosedForm, one: OneExpert, theta: Array, n: int, rng: np.random.Generator) -> Array:
-    """Up to `n` free vectors in which an expert of the fit `theta`, shape (P,), gave way to one elsewhere.
-
-    It is one of the two whose absence costs least.
-    """
-    below = fewer_experts(problem)
-    without = [without_expert(problem, theta, k) for k in range(problem.structure.n_experts)]
-    cost = [-float(logsumexp(subject_logliks(below, each), axis=1).sum()) for each in without]
-    k = int(rng.choice(np.argsort(cost)[:2]))
-    return inserted_starts(problem, one, without[k], n, rng)
-
-
-def without_expert(problem: ClosedForm, theta: Array, k: int) -> Array:
-    """Free vector, with one expert fewer, of the fit `theta`, shape (P,), without its expert k."""
-    below = fewer_experts(problem)
-    p = free_to_working(problem.structure, theta[None])
-    full = np.delete(np.concatenate([np.zeros_like(p.gamma[:, :1]), p.gamma], axis=1), k, axis=1)
-    parts = (np.delete(part, k, axis=1) for part in _parts(p)[1:])
-    return working_to_free(below.structure, Params(full[:, 1:] - full[:, :1], *parts))[0]
-
-
-def insertions(fit: Beside, features: Array, rng: np.random.Generator) -> Inserted:
-    """New experts beside a fit, grown from random sets of subjects."""
-    order = np.argsort(-worth(fit, np.arange(fit.base.size)[:, None]), kind="stable")
-    few, many = order[:_FEW], order[:_MANY]
-    alone = one_expert_problem(fit.problem)
-    part, pairs = alone.take(few), np.column_stack(np.triu_indices(few.size, 1))
-    pairs = pairs[np.argsort(-worth(fit, few[pairs]), kind="stable")]
-    p, batches = fit.params, []
-    full = np.concatenate([np.zeros((1, p.gamma.shape[2])), p.gamma[0]])[:, None]
-    # 1. Experts fitted to sets of subjects, then to whoever joins them or leaves. In small batches: the working arrays
-    #    of more sets at once would not fit the cache.
-    for _ in range(_BATCHES):
-        sets, first = _sets(features[few], pairs, rng)
-        source = fit.owner[few[first]]
-        params = Params(full[source], *(part[0][source][:, None] for part in _parts(p)[1:]))
-        new = Inserted(np.zeros(_BATCH), params, few, sets, source)
-        for _ in range(_SET_ROUNDS):
-            new = replace(new, params=_fitted(fit, part, new))
-        for _ in range(_FIRST_ROUNDS):
-            new = _grown(fit, part, new, tilt=False)
-        batches.append(_best(new, _BATCH // 4))
-    gain, share, source = (np.concatenate([getattr(b, name) for b in batches]) for name in ("gain", "share", "source"))
-    together = zip(*(_parts(b.params) for b in batches), strict=True)
-    new = Inserted(gain, Params(*(np.concatenate(each) for each in together)), few, share, source)
-    # 2. The best of them grow on; those that would fit a few subjects exactly are no experts.
-    for rounds, kept in zip(_ROUNDS, _KEPT, strict=True):
-        for _ in range(rounds):
-            new = _grown(fit, part, new, tilt=False)
-        new = _best(new, kept)
-    new = new.take(distinct(_unless_exact(fit, new), _FINALISTS))
-    if not new.gain.size:
-        return new
-    # 3. With a gate of their own, and among more subjects.
-    new = replace(new, subjects=many, share=np.pad(new.share, ((0, 0), (0, many.size - few.size))))
-    part = alone.take(many)
-    for _ in range(_FINAL_ROUNDS):
-        new = _grown(fit, part, new, tilt=True)
-    return _unless_exact(fit, new)
-
-
-def _best(new: Inserted, n: int) -> Inserted:
-    """The `n` that gain most; of sets that have grown to the same handful, which have the same gain, one."""
-    return new.take(np.unique(np.round(new.gain, 3), return_index=True)[1][::-1][:n])
-
-
-def _unless_exact(fit: Beside, new: Inserted) -> Inserted:
-    """New experts with no gain for those that fit a few subjects nearly exactly."""
-    sigma = new.params.sigma[:, 0]
-    largest = np.maximum(sigma, fit.params.sigma.max())
-    exact = nearly_exact(fit.problem.structure, sigma, largest, new.share.sum(axis=1))
-    return replace(new, gain=np.where(exact, -np.inf, new.gain))
-
-
-def worth(fit: Beside, sets: NDArray[np.intp]) -> Array:
-    """By how much the log-density of each set of subjects, shape (C, size), is below that under its own best expert.
-
-    Without random effects and with a residual deviation not below a tenth of the largest: for a single subject no new
-    expert gives more.
-    """
-    s, m = fit.problem.structure, fit.problem.experts
-    if not isinstance(m, GaussianExperts):
-        raise TypeError("no expert is inserted where columns are many; ask gains_little first")
-    together = (each[..., sets].sum(axis=-1) for each in (m.XX, m.Xy, m.yy, m.n, m.log_weight, fit.base))
-    XX, Xy, yy, n, log_weight, base = together
-    XX, Xy = np.moveaxis(XX, 2, 0), Xy.T
-    ridge = 1e-8 * (1 + np.trace(XX, axis1=1, axis2=2))[:, None, None] * np.eye(XX.shape[1])
-    own = np.linalg.solve(XX + ridge, Xy[..., None])[..., 0]
-    squares = np.maximum(yy - (own * Xy).sum(axis=1), 0.0)
-    largest = float(fit.params.sigma.max())
-    sigma = np.maximum(np.sqrt(squares / n), _NARROW * largest) if s.residual == "expert" else largest
-    log_density = 0.5 * log_weight - n * (0.5 * LOG_2PI + np.log(sigma)) - squares / (2 * sigma**2)
-    return np.asarray(log_density - base)
-
-
-def _sets(features: Array, pairs: NDArray[np.intp], rng: np.random.Generator) -> tuple[Array, NDArray[np.intp]]:
-    """Memberships, shape (C, n), of random sets of subjects, and a member of each.
-
-    Subjects and pairs are ordered by worth, and drawn more often the more they are worth. Three of four sets are pairs,
-    the others are neighbours in directions of random weight.
-    """
-    n, others = len(features), _BATCH - _PAIRS
-    two = pairs[(len(pairs) * rng.uniform(size=_PAIRS) ** 2).astype(int)]
-    first = (n * rng.uniform(size=others) ** 2).astype(int)
-    weight = rng.exponential(size=(others, 1, features.shape[1]))
-    distance = (weight * (features - features[first, None]) ** 2).sum(axis=2)
-    distance[np.arange(others), first] = -1.0
-    size = np.exp(rng.uniform(np.log(2), np.log(max(n / 8, 3)), size=others)).astype(int)
-    near = distance.argsort(axis=1).argsort(axis=1) < size[:, None]
-    paired = np.zeros((_PAIRS, n))
-    paired[np.arange(_PAIRS)[:, None], two] = 1.0
-    return np.vstack([paired, near]), np.append(two[:, 0], first)
-
-
-def _fitted(fit: Beside, alone: ClosedForm, new: Inserted) -> Params:
-    """Parameters of new experts after an EM step with their shares, but for those that experts have in common."""
-    s, params, source = fit.problem.structure, new.params, new.source
-    e = expectations(alone, replace(params, gamma=params.gamma[:, :0]), new.share[:, None])
-    if e.normal is None:
-        raise TypeError("no expert is inserted where columns are many; ask gains_little first")
-    own = np.flatnonzero(~s.common)
-    normal = e.normal[:, 0][:, own[:, None], own]
-    ridge = 1e-10 * (1 + np.trace(normal, axis1=1, axis2=2))[:, None, None] * np.eye(own.size)
-    beta = params.beta.copy()
-    beta[:, 0, own] += np.linalg.solve(normal + ridge, e.pull[:, 0, own, None])[..., 0]
-    factor, sigma = fit.params.factor[0][source][:, None], fit.params.sigma[0][source][:, None]
-    if s.cov_re != "common":
-        free = updated_factor(alone.structure, e, params.factor)
-        factor = free if s.cov_re == "expert" else factor * _length(free) / _length(factor)
-    if s.residual == "expert":
-        sigma = np.sqrt(np.maximum(e.residual / np.maximum(e.rows, 1e-10), 1e-10))
-    return replace(params, beta=beta, factor=factor, sigma=sigma)
-
-
-def _length(factor: Array) -> Array:
-    return np.maximum(np.sqrt((factor**2).sum(axis=(2, 3), keepdims=True)), 1e-10)
-
-
-def _grown(fit: Beside, alone: ClosedForm, new: Inserted, tilt: bool) -> Inserted:
-    """New experts after one round: their parameters follow their subjects, then whoever they describe better joins.
-
-    The gate of the expert that each came from is shifted to the size of the new one, or with `tilt` it takes a Newton
-    step of its own.
-    """
-    params, at = _fitted(fit, alone, new), new.subjects
-    ratio = alone.experts.densities(replace(params, gamma=params.gamma[:, :0])).log_density[:, 0] - fit.base[at]
-    if tilt:
-        gamma = _tilted(fit, new)
-    else:
-        W = fit.problem.W
-        full = np.concatenate([np.zeros((1, W.shape[1])), fit.params.gamma[0]])[new.source]
-        expected = np.exp(fit.log_prior).sum(axis=1)[new.source]
-        shift = np.log(np.clip(new.share.sum(axis=1), 0.1, 0.5 * len(W)) / expected)
-        intercept = np.linalg.lstsq(W, np.ones(len(W)), rcond=None)[0]
-        gamma = (full + shift[:, None] * intercept)[:, None]
-    odds = _odds(fit, gamma)
-    log_ratio = odds[:, at] + ratio
-    gain = np.logaddexp(0, log_ratio).sum(axis=1) - np.logaddexp(0, odds).sum(axis=1)
-    share = np.exp(-np.logaddexp(0, -log_ratio))
-    return replace(new, gain=gain, params=replace(params, gamma=gamma), share=share)
-
-
-def _odds(fit: Beside, gamma: Array) -> Array:
-    """Log-odds of new experts against the fit before the responses are known, shape (C, N)."""
-    return np.asarray(gamma[:, 0] @ fit.problem.W.T + fit.log_prior[0])
-
-
-def _tilted(fit: Beside, new: Inserted) -> Array:
-    """Gate coefficients, shape (C, 1, m), after a Newton step to those that the shares call for."""
-    W, gamma = fit.problem.W, new.params.gamma
-    m = W.shape[1]
-    probability = expit(_odds(fit, gamma))  # (C, N)
-    score = new.share @ W[new.subjects] - probability @ W
-    outer = (W[:, :, None] * W[:, None]).reshape(len(W), m * m)
-    information = ((probability * (1 - probability)) @ outer).reshape(-1, m, m)
-    # Beside a covariate that separates the information vanishes; a ridge relative to its size keeps the step finite.
-    size = np.maximum(np.trace(information, axis1=1, axis2=2), 1e-8)
-    ridge = 1e-8 * size[:, None, None] * np.eye(m)
-    step = np.linalg.solve(information + ridge, score[..., None])[..., 0]
-    shift = np.abs(step @ W.T).max(axis=1)
-    return np.asarray(gamma + (step * (_MAX_SHIFT / np.maximum(shift, _MAX_SHIFT))[:, None])[:, None])
-
-
-def distinct(new: Inserted, n: int) -> NDArray[np.intp]:
-    """Which `n` gain most, of those with the same subjects one; without those of none."""
-    kept: list[int] = []
-    size = new.share.sum(axis=1)
-    for i in np.argsort(-new.gain, kind="stable"):
-        if len(kept) == n or np.isneginf(new.gain[i]):
-            break
-        common = np.minimum(new.share[kept], new.share[i]).sum(axis=1)
-        if not (common > _SAME_SHARE * np.minimum(size[kept], size[i])).any():
-            kept.append(int(i))
-    return np.array(kept, dtype=np.intp)

@@ -269,6 +269,16 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
+    def recalled(self) -> list[Any]:
+        """All values that the file holds, for whoever knows what comes next without calls."""
+        values = [self._decode(value) for value in self._stored]
+        self._stored = []
+        return values
+
+    def add(self, value: Any) -> None:
+        """Remember one more value."""
+        self._add(value, None)
+
     def run(
         self,
         calls: Sequence[Call],

@@ -1,4 +1,7 @@
-"""Tests of the covariates of persons that the transitions of a CRF go with: the terms of ``gate:``."""
+"""What the transitions of a CRF tell beside their scores.
+
+Tests of the covariates of persons that they go with, the terms of ``gate:``, and scores of the ends of sequences.
+"""
 
 import math
 from collections.abc import Mapping
@@ -18,6 +21,7 @@ from mixmoe.neural.displays import fit_starts
 from mixmoe.neural.estimators.linearised import build_control
 from mixmoe.neural.estimators.trained import Problem
 from mixmoe.neural.network import CHAIN, chain_shapes, lay_out, personal_entries
+from mixmoe.output.records import Table
 
 if TYPE_CHECKING:
     from mixmoe.neural.results import NMEResults
@@ -34,10 +38,12 @@ def wald_rows(results: "NMEResults") -> pd.DataFrame:
 
     Notes
     -----
-    A constant added to all scores changes nothing, so that a covariate has C^2 - 1 parameters. Their covariance is that
-    of the linearised model, the effects of persons integrated out and variances held.
+    A constant added to all scores changes nothing, so that a covariate has C^2 - 1 parameters, less scores that are
+    given. Their covariance is the inverse observed information where the fit ends at the maximum of the marginal
+    likelihood, see `is_marginal`, else that of the linearised model, effects integrated out and variances held.
     """
-    model, C2 = results.model, results.problem.network.n_out**2
+    model, network = results.model, results.problem.network
+    each = int(network.free_moves.sum()) - (not network.is_pinned)
     terms = np.array(terms_of(model.design, model.scaling))
     rows = []
     for term in dict.fromkeys(terms.tolist()):
@@ -45,7 +51,7 @@ def wald_rows(results: "NMEResults") -> pd.DataFrame:
         ends = tuple(f":{model.design.names.gate[k]}" for k in model.scaling.gate_columns[mine])
         places = [k for k, name in enumerate(model.layout.names) if name.endswith(ends)]
         values, V = results.em.params[places], results.cov.matrix[np.ix_(places, places)]
-        df, found = int(mine.sum()) * (C2 - 1), math.nan
+        df, found = int(mine.sum()) * each, math.nan
         if np.isfinite(V).all():
             scale = np.sqrt(np.diag(V))  # so that units of covariates have no part in what counts as zero
             roots, vectors = np.linalg.eigh(V / scale / scale[:, None])
@@ -54,6 +60,42 @@ def wald_rows(results: "NMEResults") -> pd.DataFrame:
         rows.append((df, found, chi2.sf(found, df)))
     index = pd.Index(dict.fromkeys(terms.tolist()), name="term")
     return pd.DataFrame(rows, index=index, columns=["df", "wald", "wald_pvalue"])
+
+
+def end_scores(results: "NMEResults") -> pd.DataFrame:
+    """Scores of starting and of ending a sequence in each state, columns ``start, start_se, end, end_se``.
+
+    NaN where the transitions that there are do not tell rows and columns of their table apart.
+
+    Raises
+    ------
+    ArgumentError
+        If the model is no CRF.
+
+    Notes
+    -----
+    A chain with emissions and transitions has them already. With ``r_a`` the mean of the scores that leave state a and
+    ``c_b`` of those that enter b, both centred, the sum over a sequence of ``r + c`` at its transitions is that over
+    all its rows less ``c`` at the first row and ``r`` at the last: so that ``-c`` and ``-r`` are what starting and
+    ending there adds, beside emissions ``+ r + c`` and transitions without r and c.
+    """
+    model, network = results.model, results.problem.network
+    if results.problem.family != "crf":
+        raise ArgumentError(f"scores of ends belong to a CRF; this model's family is {results.problem.family!r}")
+    C, free = network.n_out, np.flatnonzero(network.free_moves)
+    rows, columns = np.divmod(free, C)
+    centred = np.vstack([np.eye(C - 1), -np.ones(C - 1)])  # effects that sum to zero, (C, C - 1)
+    X = np.hstack([np.ones((len(free), 1)), centred[rows], centred[columns]])
+    to_ends = np.full((2 * C, len(free)), math.nan)
+    if np.linalg.matrix_rank(X) == X.shape[1]:
+        leave, enter = np.split(np.linalg.pinv(X)[1:], 2)
+        to_ends = -np.vstack([centred @ enter, centred @ leave])
+    found = to_ends @ results.em.params[: len(free)]
+    V = to_ends @ results.cov.matrix[: len(free), : len(free)] @ to_ends.T
+    errors = np.sqrt(np.maximum(np.diag(V), 0.0))
+    names = [str(level) for level in model.design.response_levels or ()]
+    values = {"start": found[:C], "start_se": errors[:C], "end": found[C:], "end_se": errors[C:]}
+    return pd.DataFrame(values, index=pd.Index(names, name="state"))
 
 
 def reduced_problem(design: Design, problem: Problem, scaling: Scaling, kept: NDArray[np.bool_]) -> Problem:
@@ -93,6 +135,39 @@ def ratio_rows(results: "NMEResults") -> Array:
         fit = fit_starts(smaller, control, model.estimator, starts, results.em.starts.seed or 0)
         found.append(2.0 * (results.trained.loglik - fit.trained.loglik))
     return np.array(found)
+
+
+def chain_tables(results: "NMEResults") -> list[Table]:
+    """Start and end scores, and Wald tests of the covariates of the transitions; none of other families."""
+    if results.problem.family != "crf":
+        return []
+    ends = end_scores(results)
+    tables = [
+        Table(
+            "ends",
+            "Start and end scores",
+            ("start", "SE start", "end", "SE end"),
+            tuple(str(state) for state in ends.index),
+            tuple(tuple(row) for row in ends.to_numpy().tolist()),
+            ("num",) * 4,
+            ("What starting and ending in a state adds; part of the transition scores and intercepts above.",),
+        )
+    ]
+    if len(results.model.scaling.gate_columns) and results.model.estimator == "laplace":
+        found = wald_rows(results)
+        columns = (found[name].tolist() for name in ("df", "wald", "wald_pvalue"))
+        tables.append(
+            Table(
+                "gate",
+                "Covariates of the transitions, Wald tests",
+                ("df", "chi2", "p"),
+                tuple(str(term) for term in found.index),
+                tuple((int(df), wald, pvalue) for df, wald, pvalue in zip(*columns, strict=True)),
+                ("num", "num", "p"),
+                ("transition_tests() has likelihood-ratio tests too.",),
+            )
+        )
+    return tables
 
 
 def covariate_tests(results: "NMEResults", lr: bool) -> pd.DataFrame:

@@ -104,9 +104,10 @@ def build_layout(
             pairs = zip(*correlated_pairs(part, linear_map(part, scaling)), strict=True)
             parameters += [correlation(mine[i], mine[j], of) for i, j in pairs]
     else:
-        states = levels if problem.family == "crf" else ()
+        moves = [(a, b) for a in levels for b in levels] if problem.family == "crf" else []
+        moves = [pair for pair, free in zip(moves, problem.network.free_moves[: len(moves)], strict=True) if free]
         for of in ("", *(f":{name}" for name in gate)):
-            cells = [f"transition({a},{b}){of}" for a in states for b in states]
+            cells = [f"transition({a},{b}){of}" for a, b in moves]
             parameters += [Parameter(cell, "other", cell, tested=False) for cell in cells]
         if is_regression(problem):
             parameters += coefficient_parameters(problem, names, levels)
@@ -274,15 +275,18 @@ def membership(problem: Problem) -> Tensor:
     """Weights that average over the columns of each personal tensor, shape (n_tensors, q)."""
     group = problem.personal.group
     one_hot = (group[None, :] == np.arange(len(problem.personal.tensors))[:, None]).astype(float)
+    columns = problem.personal.columns("transitions")
+    if columns is not None:
+        one_hot[:, columns] *= problem.network.free_moves  # scores that are given are everybody's
     return problem.tensor(one_hot / np.maximum(one_hot.sum(1, keepdims=True), 1.0))
 
 
 def laplace_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> Estimates:
     """Parameters of a fit by the linearised model."""
-    transitions, moved = population_transitions(problem, fit, scaling, errors)
-    values, blocks = [transitions], [moved]
     P = problem.network.n_parameters
     whole = marginal_covariance(problem, fit) if errors and is_marginal(problem) else None
+    transitions, moved = population_transitions(problem, fit, scaling, errors, None if whole is None else whole[:P, :P])
+    values, blocks = [transitions], [moved]
     if is_regression(problem):
         values.append(coefficients(problem, fit, scaling))
         T = coefficient_map(problem, scaling)
@@ -413,10 +417,18 @@ def add_residual(info: Tensor, s: Tensor, H: Tensor, M: Tensor, sigma2: float, g
     info[-1, -1] += 0.5 * trace / sigma2**2
 
 
-def population_transitions(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> tuple[Array, Array]:
-    """Centred transition scores where covariates are zero, and what a unit of each of these adds to them.
+def population_transitions(
+    problem: Problem, fit: Trained, scaling: Scaling, errors: bool, known: Array | None = None
+) -> tuple[Array, Array]:
+    """Transition scores where covariates are zero, and what a unit of each of these adds to them.
 
-    Shape (C*C * (1 + m),), with their covariance, NaN where there is none.
+    Shape (F * (1 + m),) for F scores that are not given, centred unless some are, with their covariance, NaN where
+    there is none.
+
+    Parameters
+    ----------
+    known : ndarray, shape (P, P), optional
+        Covariance of the flat parameters, if it need not be computed.
     """
     if problem.family != "crf":
         return np.empty(0), np.empty((0, 0))
@@ -425,18 +437,24 @@ def population_transitions(problem: Problem, fit: Trained, scaling: Scaling, err
     onto = np.zeros((1 + m, m + 1))
     onto[0, m], onto[0, :m] = 1.0, -scaling.gate_mean / scaling.gate_sd
     onto[1:, :m] = np.diag(1.0 / scaling.gate_sd)
-    to_user = np.kron(onto, np.eye(C2) - 1.0 / C2)  # a constant added to all scores changes nothing
+    free = np.eye(C2)[problem.network.free_moves]
+    # A constant added to all scores changes nothing.
+    to_user = np.kron(onto, free if problem.network.is_pinned else free - free.sum(0) / len(free))
     values = to_user @ fit.theta[-(1 + m) * C2 :]
-    if not errors or problem.network.n_parameters > MAX_CHAIN:
+    if not errors or (known is None and problem.network.n_parameters > MAX_CHAIN):
         return values, np.full((len(values), len(values)), np.nan)
+    whole = chain_covariance(problem, fit) if known is None else known
+    tail = whole[-(1 + m) * C2 :, -(1 + m) * C2 :]
+    return values, to_user @ tail @ to_user.T
+
+
+def chain_covariance(problem: Problem, fit: Trained) -> Array:
+    """Covariance of the flat parameters of a chain by the linearised model, variances held, shape (P, P)."""
     with torch.no_grad():
         information = chain_information(problem, to_state(problem, fit)).population
     if is_regression(problem):  # what no sequence tells is left out of the values, and need not be held by a prior
-        whole = np.linalg.pinv(to_array(information), rcond=1e-10, hermitian=True)
-    else:
-        whole = to_array(ridged_inverse(information))
-    tail = whole[-(1 + m) * C2 :, -(1 + m) * C2 :]
-    return values, to_user @ tail @ to_user.T
+        return np.linalg.pinv(to_array(information), rcond=1e-10, hermitian=True)
+    return to_array(ridged_inverse(problem, information))
 
 
 def free_parameters(problem: Problem) -> int:
@@ -450,14 +468,16 @@ def shared_parameters(problem: Problem) -> int:
 
     Notes
     -----
-    A CRF stays the same if a constant is added to all transition scores, or to all that a covariate adds to them, or
-    the same weights to the scores of all states: one direction of each of these, and one per input of the last layer
-    and its bias. The last layer of a network of one's own is not known, so that nothing but the constants is left out.
+    A CRF stays the same if a constant is added to all transition scores, unless some are given, or to all that a
+    covariate adds to them, or the same weights to the scores of all states: one direction of each of these, and one per
+    input of the last layer and its bias. The last layer of a network of one's own is not known, so that nothing but the
+    constants is left out.
     """
     network = problem.network
     if problem.family != "crf":
         return network.n_parameters
-    lost = sum(math.prod(spec.shape[:-2]) for spec in network.tensors if spec.name in CHAIN)
+    each = int((~network.free_moves).sum()) + (not network.is_pinned)
+    lost = sum(each * math.prod(spec.shape[:-2]) for spec in network.tensors if spec.name in CHAIN)
     return network.n_parameters - lost - (network.width + 1 if network.module is None else 0)
 
 
@@ -487,7 +507,7 @@ def dimensions(problem: Problem, spec: TensorSpec) -> int:
     if problem.family != "crf":
         return size
     if spec.name == "transitions":
-        return size - 1
+        return int(problem.network.free_moves.sum()) - (not problem.network.is_pinned)
     return size - size // problem.network.n_out if is_emission(problem, spec) else size
 
 
@@ -499,6 +519,8 @@ def variances(problem: Problem, spec: TensorSpec) -> int:
     Effects on the scores of three or more states have a variance each, although their sum is lost; of two states only
     the difference is seen, and with it the sum of the two variances.
     """
+    if problem.family == "crf" and spec.name == "transitions":
+        return int(problem.network.free_moves.sum())
     size = len(problem.personal.places(spec))
     return size // 2 if is_emission(problem, spec) and problem.network.n_out == 2 else size
 

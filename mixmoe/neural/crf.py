@@ -9,8 +9,7 @@ Lafferty, McCallum & Pereira (2001), ICML; Rabiner (1989), Proceedings of the IE
 """
 
 from mixmoe.neural.blocks import Tensor, torch
-
-FORBIDDEN = -1e30  # score of a state that is ruled out: finite, so that differences of scores are numbers
+from mixmoe.neural.network import FORBIDDEN
 
 
 def per_sequence(transitions: Tensor, n_sequences: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Tables and curves of an NME beyond the common ones, and its rivals on held-out rows."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -286,8 +287,14 @@ def personal_words(problem: Problem) -> list[str]:
     ]
 
 
-def architecture_table(estimator: Estimator, problem: Problem, fit: Trained) -> Table:
-    """What the network is, what is personal in it, and how it was estimated."""
+def given_moves(problem: Problem, states: Sequence[str]) -> str:
+    """Transitions of a CRF whose score is given, as text."""
+    each = (f"{states[a]} to {states[b]} {'never' if math.isinf(v) else f'{v:g}'}" for a, b, v in problem.network.moves)
+    return ", ".join(each)
+
+
+def architecture_table(estimator: Estimator, problem: Problem, fit: Trained, states: Sequence[str] = ()) -> Table:
+    """What the network is, what is personal in it, and how it was estimated; `states` are those of a CRF."""
     network = problem.network
     widths = " - ".join(map(str, (network.n_in, *network.hidden, network.n_out)))
     shape = network.activation if network.hidden else "linear"
@@ -307,6 +314,7 @@ def architecture_table(estimator: Estimator, problem: Problem, fit: Trained) -> 
         ("Shared parameters", network.n_parameters),
         ("Personal", own[0]),
         *((f"By {g.name}", f"{mine}; {g.n_levels} levels") for g, mine in zip(problem.further, own[1:], strict=True)),
+        *((("Given transitions", given_moves(problem, states)),) if network.moves else ()),
         ("Personal parameters", sum(part.personal.q for part in parts)),
         (
             "Covariance of effects",

@@ -259,7 +259,7 @@ def loglik_at(problem: Problem, fit: Trained) -> float:
     """Marginal log-likelihood of the rows of `problem` at all parameters of a fit."""
     with torch.no_grad():
         joint, beta = joint_of(problem, fit), problem.tensor(fit.theta)[problem.network.tensors[-2].start :]
-        free = replace(joint.moments, ridge=0.0, prior=0.0)
+        free = replace(joint.moments, ridge=0.0, wide=0.0, prior=0.0)
         best = profile(free, joint.factors, problem.tensor(0.5 * np.log(fit.sigma2)))
         away = beta - best.beta
         return -0.5 * float(best.deviance + away @ best.information @ away / fit.sigma2)
@@ -499,7 +499,7 @@ def spread_of(problem: Problem, fit: Trained, z: Sequence[Array], *, population:
         taken = taken if right.border is None else taken + right.border.T @ found.border
         sigma = np.sqrt(fit.sigma2)
         gain = Latent(found.own / sigma, None if found.border is None else found.border / sigma)
-        return Spread(joint, ridged_inverse((total - taken) / fit.sigma2), gain)
+        return Spread(joint, ridged_inverse(problem, (total - taken) / fit.sigma2), gain)
 
 
 def row_jacobian(problem: Problem, fit: Trained, z: Sequence[Array], block: Block) -> Tensor:

@@ -58,12 +58,14 @@ from mixmoe.neural.posterior import Family
 from mixmoe.neural.refusals import (
     check_gate,
     check_magnitudes,
+    check_moves,
     check_persons,
     check_response,
     check_rows,
     check_within,
     checked_cov,
     checked_formula,
+    checked_moves,
     chosen_family,
     refuse_gate,
 )
@@ -143,6 +145,9 @@ class NME:
         layer only), or of that rank. Default: full where it can be, else diagonal.
     device : str
         ``"cpu"``, ``"cuda"``, ``"auto"`` ...
+    transitions : mapping, optional
+        Transitions of a CRF whose score is given and the same for everybody, ``{"low": {"high": None, "low": 0.0}}``:
+        None where there is no such transition, else the score, beside which the others are estimated.
     context : mapping, optional
         Functions and constants the formula may use.
     formula_engine : {"formulaic", "patsy"}
@@ -157,21 +162,22 @@ class NME:
     -----
     Maximum likelihood. Several grouping factors, crossed or nested, are for effects on the last layer of a Gaussian
     response, whose likelihood is exact, and a linear network is lme4's model; the units, which BIC and held-out rows
-    count by, are the levels of the column that has most. In a network with hidden layers and effects on the last one
-    of a Gaussian response the weights of hidden layers and the loadings of the effects have a standard normal prior,
+    count by, are the levels of the column that has most. In a network with hidden layers and effects on the last one of
+    a Gaussian response the weights of hidden layers and the loadings of the effects have a standard normal prior,
     without effects all weights of a network with hidden layers, unless `fit` is given a ``weight_decay``; the
-    log-likelihood printed is that at such estimates, without the prior. A linear network
-    of categories (not of a CRF) with at most six personal parameters ends at the maximum of the marginal likelihood, by
-    adaptive quadrature; other categories with person effects are fitted by penalised likelihood, whose coefficients are
-    smaller. With a variance per parameter (``"diagonal"``, or the double bar in ``re:``) the effects of a linear
-    network are independent on the user's scale, as for lme4's double bar; where independence is on standardised inputs
-    the correlations that follow are reported. Rows of a CRF whose state is missing stay, and the likelihood is the sum
-    over their states; other families leave rows without a response out. AIC and BIC charge all parameters of the
-    network, of a CRF those that sequences can tell, and all free ones of the covariance of the effects. A fit is said
-    to have converged if the variances are settled and the log-likelihood has less to gain than half a standard error
-    per parameter would bring. With ``validation=`` it is that of all rows, at parameters estimated without the
-    validation rows. Time order within a person, for held-out rows, is that of ``seq:``, else that of the rows in the
-    data.
+    log-likelihood printed is that at such estimates, without the prior. Below effects on the last layer the
+    population's weights there have a normal prior of variance 9 and are integrated out. A linear network of categories
+    with at most six personal parameters, or of a CRF with at most sixteen and a few thousand rows, ends at the maximum
+    of the marginal likelihood, by adaptive quadrature; other categories with person effects are fitted by penalised
+    likelihood, whose coefficients are smaller. With a variance per parameter (``"diagonal"``, or the double bar in
+    ``re:``) the effects of a linear network are independent on the user's scale, as for lme4's double bar; where
+    independence is on standardised inputs the correlations that follow are reported. Rows of a CRF whose state is
+    missing stay, and the likelihood is the sum over their states; other families leave rows without a response out. AIC
+    and BIC charge all parameters of the network, of a CRF those that sequences can tell, and all free ones of the
+    covariance of the effects. A fit is said to have converged if the variances are settled and the log-likelihood has
+    less to gain than half a standard error per parameter would bring. With ``validation=`` it is that of all rows, at
+    parameters estimated without the validation rows. Time order within a person, for held-out rows, is that of
+    ``seq:``, else that of the rows in the data.
 
     References
     ----------
@@ -186,7 +192,7 @@ class NME:
         asked_by="formulas with hidden= or network=, or with a section 'seq: day'",
         section="seq",
         markers=("hidden", "network"),
-        listed=("activation", "estimator", "cov", "family", "lr", "annealing", "weight_decay"),
+        listed=("activation", "estimator", "cov", "family", "transitions", "lr", "annealing", "weight_decay"),
         has_experts=False,
         effects=r"first|last(\[.*\])?|all|bias|transitions|layer\[\d+\]|layer\d+(\.\w+)?",
         effects_hint="person-specific layers belong to networks: give hidden=, such as hidden=(10,), or network=",
@@ -207,6 +213,7 @@ class NME:
         estimator: Estimator = "laplace",
         cov: str | int | None = None,
         device: str = "cpu",
+        transitions: Mapping[Any, Mapping[Any, float | None]] | None = None,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
     ) -> None:
@@ -232,7 +239,10 @@ class NME:
         check_magnitudes(self.design, self.family)
         self.levels: tuple[Levels, ...] = levels_of(self.design)
         self.scaling: Scaling = build_scaling(self.design, self.family)
-        self.network: Network = architecture(self.design, self.family, self.scaling, widths, activation, network)
+        moves = checked_moves(transitions, self.design, self.family)
+        bare_network = architecture(self.design, self.family, self.scaling, widths, activation, network)
+        self.network: Network = replace(bare_network, moves=moves)
+        check_moves(self.design, self.network)
         names = named_inputs(self.design, self.scaling, self.network, self.family)
         self.personal, *others = (
             select_personal(self.network, layer_names(term), self.formula.text, names)
@@ -279,6 +289,7 @@ class NME:
             "family": self.family,
             "estimator": estimator,
             "cov": self.cov,
+            "transitions": None if transitions is None else plain_moves(transitions),
             "formula_engine": formula_engine,
         }
 
@@ -537,6 +548,11 @@ def told_flags(design: Design, problem: Problem, trained: Trained, gain: float |
     if gaps:
         flags.append(gap_flag(gaps, design.formula))
     return flags
+
+
+def plain_moves(given: Mapping[Any, Mapping[Any, float | None]]) -> dict[str, dict[str, float | None]]:
+    """Given transitions as they are written into files."""
+    return {str(a): {str(b): None if v is None else float(v) for b, v in to.items()} for a, to in given.items()}
 
 
 def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:

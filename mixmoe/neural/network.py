@@ -139,6 +139,7 @@ def differs(a: Tensor, b: Tensor) -> bool:
     return not torch.allclose(a, b, rtol=1e-7, atol=1e-9, equal_nan=True)
 
 
+FORBIDDEN = -1e30  # score of what is ruled out: finite, so that differences of scores are numbers
 LAST_COLUMNS = re.compile(r"last\[.*\]")  # of a linear network, by name
 CHAIN = ("shifts", "transitions")  # tensors of a CRF behind the layers: its scores, and what covariates add to them
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
@@ -191,6 +192,8 @@ class Network:
         The network's tensors, and after them those of a CRF, if any.
     module : torch.nn.Module or None
         A user's own network; then `hidden` and `activation` say nothing.
+    moves : tuple of (int, int, float)
+        Transitions whose score is given, by the codes of their states: minus infinity for those that there are not.
     """
 
     n_in: int
@@ -199,6 +202,20 @@ class Network:
     activation: str
     tensors: tuple[TensorSpec, ...]
     module: "Module | None" = None
+    moves: tuple[tuple[int, int, float], ...] = ()
+
+    @property
+    def free_moves(self) -> NDArray[np.bool_]:
+        """Which transitions of a chain have scores to estimate, shape (C * C,)."""
+        out = np.ones((self.n_out, self.n_out), dtype=bool)
+        for a, b, _ in self.moves:
+            out[a, b] = False
+        return out.ravel()
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether a score of a transition is given, so that no constant can be added to all of them."""
+        return any(math.isfinite(score) for *_, score in self.moves)
 
     @property
     def n_parameters(self) -> int:
@@ -636,8 +653,19 @@ def transition_scores(network: Network, tensors: Sequence[Tensor], x: Tensor) ->
         Behind the inputs the covariates of the person, the same in all rows of a sequence.
     """
     if x.shape[-1] == network.n_in:
-        return tensors[-1]
-    return tensors[-1] + torch.einsum("bm,mcd->bcd", x[:, 0, network.n_in :], tensors[-2])
+        return with_given_moves(network, tensors[-1])
+    shifted = tensors[-1] + torch.einsum("bm,mcd->bcd", x[:, 0, network.n_in :], tensors[-2])
+    return with_given_moves(network, shifted)
+
+
+def with_given_moves(network: Network, scores: Tensor) -> Tensor:
+    """Transition scores (..., C, C), those that are given in their places."""
+    if not network.moves:
+        return scores
+    given, free = torch.zeros_like(scores), torch.as_tensor(network.free_moves, device=scores.device)
+    for a, b, score in network.moves:
+        given[..., a, b] = score if math.isfinite(score) else FORBIDDEN
+    return torch.where(free.view(network.n_out, network.n_out), scores, given)
 
 
 def forward_module(network: Network, tensors: Sequence[Tensor], x: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ from mixmoe.neural.estimators.state import (
     pieces,
     positive_part,
     settle_effects,
+    without_given_moves,
 )
-from mixmoe.neural.estimators.trained import Problem, Trained
+from mixmoe.neural.estimators.trained import LAST_VARIANCE, Problem, Trained
 from mixmoe.neural.network import CHAIN, forward, jacobian, personal_tensors, transition_scores, view_tensors
 from mixmoe.neural.posterior import curvature_root, mean_outputs, posterior_covariance
 
@@ -108,14 +109,17 @@ def whitened(problem: Problem, block: Block, state: State) -> tuple[Tensor, Tens
     return (R @ J).flatten(1, 2), (R @ latent_jacobian(problem, J, state)).flatten(1, 2)
 
 
-def ridged_inverse(information: Tensor) -> Tensor:
+def ridged_inverse(problem: Problem, information: Tensor) -> Tensor:
     """Inverse of an information matrix that may have flat directions.
 
-    A network's parameters are not identified one by one; along flat directions the prior that they are of order one
-    (on standardised data) takes the place of the data.
+    A network's parameters are not identified one by one; along flat directions the prior of the fit, or where it has
+    none that they are of order one (on standardised data), takes the place of the data.
     """
-    eye = torch.eye(len(information), dtype=information.dtype, device=information.device)
-    return torch.cholesky_inverse(torch.linalg.cholesky(information + eye))
+    precision = torch.ones_like(information[0])
+    if problem.prior:  # that of hidden layers, and that of the last one, see `prior_of`
+        precision *= problem.prior
+        precision[problem.network.n_hidden :] = 1.0 / LAST_VARIANCE
+    return torch.cholesky_inverse(torch.linalg.cholesky(information + torch.diag(precision)))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -149,11 +153,12 @@ def uncertainty(problem: Problem, fit: Trained, z: Array | None = None, *, popul
         limit = MAX_CHAIN if problem.family == "crf" else MAX_PARAMETERS
         if problem.family == "crf" and problem.network.n_parameters <= limit:
             found = chain_information(problem, state)
-            return Uncertainty(found.effects, ridged_inverse(found.population) if population else None, found.gain)
+            found_population = ridged_inverse(problem, found.population) if population else None
+            return Uncertainty(found.effects, found_population, found.gain)
         C = posterior_covariance(person_information(problem, state), state.s)
         if problem.network.n_parameters > limit or not population:
             return Uncertainty(C, None)
-        return Uncertainty(C, ridged_inverse(population_information(problem, state, C)))
+        return Uncertainty(C, ridged_inverse(problem, population_information(problem, state, C)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +197,7 @@ def chain_information(problem: Problem, state: State) -> ChainInformation:
             scores = transition_scores(problem.network, tensors, block.x)
             first, C2 = min(t.start for t in problem.network.tensors if t.name in CHAIN), problem.network.n_out**2
             slopes = whole_jacobian(problem, block, state)[..., :first]
-            H = effect_information(outputs, scores, slopes, block.mask, True, block.y)
+            H = without_given_moves(problem, effect_information(outputs, scores, slopes, block.mask, True, block.y))
             if first < P - C2:  # what a covariate adds moves the scores of her sequences by as much as it is
                 each = block.x[:, 0, problem.network.n_in :]
                 eye = torch.eye(C2, dtype=H.dtype, device=H.device)

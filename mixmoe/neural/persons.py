@@ -57,6 +57,7 @@ from mixmoe.neural.person_predictions import (
     uncertainty,
     unknown_rows,
 )
+from mixmoe.neural.refusals import check_moves
 from mixmoe.neural.transitions import Transitions, build_transitions, following_rows
 from mixmoe.output.predictions import (
     Interval,
@@ -300,6 +301,7 @@ def match_labels(persons: Persons, design: Design, own: bool = True) -> IntArray
 def adapt_persons(persons: Persons, data: Any) -> Persons:
     """Persons with effects from `data`, population parameters held."""
     design = persons.design.for_new(data, response=True)
+    check_moves(design, persons.problem.network)
     if design.names.group is None:
         raise ArgumentError(f"adapt needs to know whose rows these are; give the column {persons.design.names.group!r}")
     if persons.levels:

@@ -1,5 +1,8 @@
 """What a network cannot fit: formulas, responses, rows and covariances that are refused, each with its reason."""
 
+import math
+import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -140,6 +143,70 @@ def check_gate(design: Design, family: Family) -> None:
         raise FormulaError(
             "transitions have scores of their own, so that gate: keeps its intercept; take out 0", design.formula.text
         )
+
+
+def checked_moves(given: Any, design: Design, family: Family) -> tuple[tuple[int, int, float], ...]:
+    """Transitions whose score is given, by the codes of their states; minus infinity for those that there are not.
+
+    Parameters
+    ----------
+    given : mapping or None
+        Of states from which to mappings of states to which: a number, or None where there is no such transition.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    if given is None:
+        return ()
+    form = "write {'low': {'high': None}} for a transition that there is not, and a number for a score that is given"
+    if family != "crf":
+        raise ArgumentError(f"transitions={shown(given)} are between the states of a CRF, not for family={family!r}")
+    if not isinstance(given, Mapping) or not all(isinstance(to, Mapping) for to in given.values()):
+        raise ArgumentError(f"transitions must be a mapping of mappings, got {shown(given)}; {form}")
+    states, found = [str(level) for level in design.response_levels or ()], []
+    for a, b, score in ((a, b, score) for a, to in given.items() for b, score in to.items()):
+        for state in (a, b):
+            if str(state) not in states:
+                raise ArgumentError(
+                    f"transitions= names {shown(state)}, which is no state; there are {', '.join(states)}"
+                )
+        real = isinstance(score, numbers.Real) and not isinstance(score, bool)
+        if score is not None and not (real and math.isfinite(score)):
+            raise ArgumentError(f"the score of the transition from {a!r} to {b!r} is {shown(score)}; {form}")
+        found.append((states.index(str(a)), states.index(str(b)), -math.inf if score is None else float(score)))
+    if len(found) >= len(states) ** 2:
+        raise ArgumentError(f"transitions= leaves no score to estimate of {len(states)} states; leave some pairs out")
+    return tuple(found)
+
+
+def check_moves(design: Design, network: Network) -> None:
+    """Refuse sequences that make a transition which there is not; over states that are missing any way may lead.
+
+    Raises
+    ------
+    DesignError
+        Names the first such row.
+    """
+    if design.sequence is None or design.response is None or not any(np.isinf(score) for *_, score in network.moves):
+        return
+    allowed = np.ones((network.n_out, network.n_out), dtype=bool)
+    for a, b, score in network.moves:
+        allowed[a, b] = np.isfinite(score)
+    codes, levels, reached = np.asarray(design.response), design.response_levels or (), allowed[0]
+    for row, (sequence, code) in enumerate(zip(design.sequence, codes, strict=True)):
+        first = row == 0 or sequence != design.sequence[row - 1]
+        reached = np.ones(len(allowed), dtype=bool) if first else allowed[reached].any(axis=0)
+        if code >= 0:
+            if not reached[code]:
+                before = codes[row - 1]
+                come = f"from {levels[before]!r} " if before >= 0 else ""
+                raise DesignError(
+                    f"{design.names.group or 'row'} {shown(design.labels[design.codes[row]])} comes {come}to "
+                    f"{levels[code]!r}, which transitions= rules out; leave that pair out of transitions=, or correct "
+                    "the states"
+                )
+            reached = np.arange(len(allowed)) == code
 
 
 def check_persons(design: Design, personal: Personal) -> None:

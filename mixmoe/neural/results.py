@@ -24,7 +24,7 @@ from mixmoe.inference.wald import InvalidTest
 from mixmoe.loading import restored
 from mixmoe.mixture.estimate import EMFit, Flag, Starts, criteria
 from mixmoe.neural.blocks import to_array, torch
-from mixmoe.neural.chain_covariates import covariate_tests, wald_rows
+from mixmoe.neural.chain_covariates import chain_tables, covariate_tests, end_scores
 from mixmoe.neural.components import free_parameters, is_linear, named_tensors
 from mixmoe.neural.displays import (
     Comparison,
@@ -262,6 +262,21 @@ class NMEResults(NetworkDiagnosis):
         """
         return covariate_tests(self, lr)
 
+    @property
+    def end_scores(self) -> pd.DataFrame:
+        """Scores of starting and of ending a sequence in each state (CRF), columns ``start, start_se, end, end_se``.
+
+        At effects of zero, and where covariates of the transitions are zero. Positive: a sequence starts (ends) there
+        more often than its inputs and the moves between states say. They are part of what transitions and emissions
+        with an intercept tell, and no further parameters.
+
+        Raises
+        ------
+        ArgumentError
+            If the model is no CRF.
+        """
+        return end_scores(self)
+
     def decode(self, data: Any = None) -> pd.Series:
         """The most probable state sequence of known persons (Viterbi); of unknown ones at effects of zero.
 
@@ -296,27 +311,11 @@ class NMEResults(NetworkDiagnosis):
         for k, table in enumerate(parameters):
             notes, title = more.get(table.key, ((), ""))
             parameters[k] = replace(table, notes=(*table.notes, *notes), title=title or table.title)
-        extra = [architecture_table(self.model.estimator, self.problem, self.trained)]
-        tests = []
-        if len(self.model.scaling.gate_columns) and self.model.estimator == "laplace":
-            found = wald_rows(self)
-            columns = (found[name].tolist() for name in ("df", "wald", "wald_pvalue"))
-            rows = tuple((int(df), wald, pvalue) for df, wald, pvalue in zip(*columns, strict=True))
-            names = tuple(str(term) for term in found.index)
-            tests = [
-                Table(
-                    "gate",
-                    "Covariates of the transitions, Wald tests",
-                    ("df", "chi2", "p"),
-                    names,
-                    rows,
-                    ("num", "num", "p"),
-                    ("transition_tests() has likelihood-ratio tests too.",),
-                )
-            ]
+        states = [str(level) for level in self.model.design.response_levels or ()]
+        extra = [architecture_table(self.model.estimator, self.problem, self.trained, states)]
         share = share_table(self.problem, self.trained)
         compared = [] if self.comparison is None else [comparison_table(self.comparison, self.problem.family)]
-        return (header, *extra, *parameters, *tests, *([share] if share is not None else []), *compared)
+        return (header, *extra, *parameters, *chain_tables(self), *([share] if share is not None else []), *compared)
 
     def curves(self, kind: str, **options: Any) -> tuple[Curve, ...]:
         """Curves of one kind.

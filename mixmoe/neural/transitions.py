@@ -22,7 +22,7 @@ from mixmoe.errors import ArgumentError
 from mixmoe.neural.batches import Scaling
 from mixmoe.neural.blocks import Blocks, Tensor, build_blocks, to_array, torch
 from mixmoe.neural.crf import centred, interior, next_state
-from mixmoe.neural.network import forward, view_tensors
+from mixmoe.neural.network import Network, forward, view_tensors, with_given_moves
 from mixmoe.neural.person_predictions import Uncertainty, to_state
 from mixmoe.output.predictions import known_places
 
@@ -66,7 +66,8 @@ class Transitions:
     persons : DataFrame
         The same by person, at her covariates.
     scores : ndarray, shape (N, C, C)
-        Centred scores of the persons: without the constant, which no sequence can tell.
+        Centred scores of the persons: without the constant, which no sequence can tell. Where ``transitions=`` gives
+        scores, these, minus infinity for those that there are not, and the others beside them.
     scores_se : ndarray, shape (N, C, C)
         Their standard deviations: of the posterior of the effects and of the population scores.
     states : tuple of str
@@ -197,23 +198,36 @@ def build_transitions(persons: "Persons", covered: Uncertainty) -> Transitions:
     with torch.no_grad():
         state = to_state(problem, fit, persons.z)
         spec = problem.network.tensors[-1]
-        base = state.theta[spec.start : spec.stop].view(C, C)
+        base, network = state.theta[spec.start : spec.stop].view(C, C), problem.network
         tensors = view_tensors(problem.network, problem.personal, state.theta, None)
         average = forward(problem.network, tensors, problem.tensor(np.zeros((1, 1, problem.network.n_in))))[0, 0]
-        point = base + shift_sums(persons, state.theta, C) + effect_means(persons, C)
+        point = with_given_moves(network, base + shift_sums(persons, state.theta, C) + effect_means(persons, C))
         personal = persons.problem.personal.columns("transitions") is not None
         draws = None  # where nothing is uncertain that was computed: shared transitions of a large network
         if personal or covered.population is not None:
-            draws = effect_draws(persons, covered, C) + population_draws(persons, covered, C)
-        moved = base + shift_sums(persons, state.theta, C)
-        own = limits(next_state(point, average), None if draws is None else next_state(moved + draws, average))
-        whole = population_limits(base, average, covered.population)
-        spread = torch.full_like(point, math.nan) if draws is None else centred(draws).std(0, correction=0)
+            moved = base + shift_sums(persons, state.theta, C) + effect_draws(persons, covered, C)
+            draws = with_given_moves(network, moved + population_draws(persons, covered, C))
+        own = limits(next_state(point, average), None if draws is None else next_state(draws, average))
+        whole = population_limits(network, base, average, covered.population)
+        spread = torch.full_like(point, math.nan)
+        if draws is not None:
+            spread = centred_moves(network, draws).std(0, correction=0)
     frame = long_frame(states, own)
     frame.insert(0, "person", np.repeat(persons.labels, C * C))
-    scores = (to_array(centred(point)), to_array(spread))
+    scores = (to_array(centred_moves(network, point)), to_array(spread))
+    for a, b, score in network.moves:
+        scores[0][:, a, b] = score
     free = standardised_effects(persons, covered, C)
     return Transitions(long_frame(states, whole), frame, *scores, states, persons.labels, free)
+
+
+def centred_moves(network: Network, scores: Tensor) -> Tensor:
+    """Transition scores (..., C, C) without the constant that no sequence can tell; zero for those that are given."""
+    if not network.moves:
+        return centred(scores)
+    free = torch.as_tensor(network.free_moves, device=scores.device).view(scores.shape[-2:])
+    constant = 0.0 if network.is_pinned else scores[..., free].mean(-1)[..., None, None]
+    return torch.where(free, scores - constant, 0.0)
 
 
 def standardised_effects(persons: "Persons", covered: Uncertainty, C: int) -> Array | None:
@@ -303,13 +317,14 @@ def parameter_draws(cov: Tensor) -> Tensor:
     return (torch.as_tensor(noise, device=cov.device) * roots.clamp_min(0.0).sqrt()) @ vectors.T
 
 
-def population_limits(base: Tensor, average: Tensor, cov: Tensor | None) -> Array:
+def population_limits(network: Network, base: Tensor, average: Tensor, cov: Tensor | None) -> Array:
     """Population probabilities and their limits, (3, C, C); limits are NaN without a covariance of the parameters."""
     C = base.shape[0]
-    point = next_state(base, average)
+    point = next_state(with_given_moves(network, base), average)
     if cov is None:
         return limits(point, None)
-    return limits(point, next_state(base + parameter_draws(cov)[:, -C * C :].view(-1, C, C), average))
+    moved = with_given_moves(network, base + parameter_draws(cov)[:, -C * C :].view(-1, C, C))
+    return limits(point, next_state(moved, average))
 
 
 def limits(point: Tensor, draws: Tensor | None) -> Array:

@@ -131,6 +131,16 @@ def logsumexp(a: Array, axis: int) -> Array:
     return np.log(np.exp(a - peak).sum(axis=axis)) + np.squeeze(peak, axis=axis)
 
 
+def normalised(a: Array, axis: int) -> tuple[Array, Array]:
+    """log(sum(exp(a))) along an axis, which is dropped, and exp(a) divided by that sum, without overflow."""
+    peak = a.real.max(axis=axis, keepdims=True)
+    peak = np.where(np.isfinite(peak), peak, 0.0)
+    shares = np.exp(a - peak)
+    total = shares.sum(axis=axis, keepdims=True)
+    shares /= total
+    return np.squeeze(np.log(total) + peak, axis=axis), shares
+
+
 def log_softmax(a: Array, axis: int) -> Array:
     """Log of ``exp(a) / sum(exp(a))`` along an axis."""
     # Less its peak first: a sum of a large peak and a small logarithm would round the logarithm away.

@@ -1,8 +1,8 @@
 """Quasi-Newton ascents side by side, and the progress bar of long work."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,29 @@ class Evaluation:
 
 Objective = Callable[[Array], Evaluation]
 Spurious = Callable[[Array], NDArray[np.bool_]]
+Standing = Mapping[str, Any]  # where ascents stand after an iteration, as arrays and lists of numbers by name
+
+
+class Keeper(Protocol):
+    """What remembers the ascents of a fit, so that another run of it goes on where one was ended."""
+
+    def recall(self, shape: tuple[int, ...]) -> tuple[Standing | None, bool]:
+        """Where the next ascents, from starts of this shape, stood, None if they never began; and whether they ended.
+
+        Raises
+        ------
+        ArgumentError
+            If other ascents are remembered.
+        """
+        ...
+
+    def keep(self, standing: Standing, ended: bool) -> None:
+        """Remember where the present ascents stand."""
+        ...
+
+    def stop(self, standing: Standing | None) -> None:
+        """Remember where the present ascents stood when the user ended them, and nothing after it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +68,8 @@ class Control:
         The lower half of the starts still under way is given up every so many iterations; 0: never.
     progress : bool or None
         Show a progress bar; None: only in a terminal, and if it takes more than a few seconds.
+    keeper : Keeper or None
+        What remembers ascents for another run.
     """
 
     max_iter: int = 500
@@ -55,6 +80,7 @@ class Control:
     reached: float = -np.inf
     halve: int = 0
     progress: bool | None = False
+    keeper: Keeper | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +260,21 @@ class _State:
     judged: NDArray[np.bool_]
     traces: tuple[list[float], ...]
 
+    def standing(self) -> Standing:
+        """A copy of all of it."""
+        out: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
+        inverse = {part.name: getattr(self.H, part.name).copy() for part in fields(self.H)}
+        arrays = {name: value.copy() for name, value in out.items() if isinstance(value, np.ndarray)}
+        return {**arrays, "traces": [list(trace) for trace in self.traces], "inverse": inverse}
+
+    @classmethod
+    def at(cls, standing: Standing) -> Self:
+        """What stood there."""
+        inverse = {name: np.array(value) for name, value in standing["inverse"].items()}
+        H = DenseInverse(**inverse) if len(inverse) == 1 else LimitedInverse(**inverse)
+        arrays = {part.name: np.array(standing[part.name]) for part in fields(cls) if part.name not in ("H", "traces")}
+        return cls(**arrays, H=H, traces=tuple(list(trace) for trace in standing["traces"]))
+
 
 def _begin(
     objective: Objective, theta: Array, inverse_hessian: Array, logarithmic: Sequence[int] | NDArray[np.intp]
@@ -366,16 +407,21 @@ def climb(
     ----------
     Nocedal & Wright (2006), Numerical Optimization, section 6.1.
     """
-    interrupted = False
+    # Without steps, as after Ctrl-C, or without starts there is nothing to remember.
+    keeper = control.keeper if control.max_iter and theta.size else None
+    interrupted, last = False, None
+    known, ended = (None, False) if keeper is None else keeper.recall(theta.shape)
     try:
-        state = _begin(objective, theta, inverse_hessian, logarithmic)
+        state = _begin(objective, theta, inverse_hessian, logarithmic) if known is None else _State.at(known)
     except KeyboardInterrupt:  # before the first evaluation there is no point to give back, so it is made again
         interrupted, state = True, _begin(objective, theta, inverse_hessian, logarithmic)
         control = replace(control, max_iter=0)
     with progress_bar(theta.shape[0], "starts", control.progress) as bar:
         try:
             who = _active(state, np.arange(theta.shape[0]), n_units, control)
-            for lap in range(1, control.max_iter + 1):
+            # Those that are under way have all taken as many steps; what has ended before has none to take.
+            first = control.max_iter if ended else int(state.n_iter.max(initial=0))
+            for lap in range(1 + first, control.max_iter + 1):
                 if not who.size:
                     break
                 # 1. A quasi-Newton step of each start that is under way.
@@ -401,8 +447,16 @@ def climb(
                 # 3. Those whose score is zero to the tolerance have converged.
                 who = _active(state, who, n_units, control)
                 bar.update(theta.shape[0] - who.size - bar.n)
+                # 4. Where all stand is remembered: amid a step, where Ctrl-C comes, they stand nowhere.
+                if keeper is not None:
+                    last = state.standing()
+                    keeper.keep(last, ended=False)
         except KeyboardInterrupt:
             interrupted = True
+    if keeper is not None and interrupted:
+        keeper.stop(last)
+    elif keeper is not None and not ended:
+        keeper.keep(state.standing(), ended=True)
     return Climb(
         state.theta,
         state.loglik,

@@ -23,7 +23,8 @@ from mixmoe.design.design import Design
 from mixmoe.design.formula import parse_formula
 from mixmoe.design.transforms import require_safe
 from mixmoe.errors import ArgumentError, FormulaError, SavedFileError
-from mixmoe.inference.uncertainty import COV_TYPES, Draws, Moments, ParamCov
+from mixmoe.inference.small_samples import Moments
+from mixmoe.inference.uncertainty import COV_TYPES, Draws, ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, Starts
 from mixmoe.output.names import NO_NAMES, Names
 
@@ -589,13 +590,7 @@ def _series(key: str, column: dict[str, Any], arrays: dict[str, NDArray[Any]]) -
 
 
 def _known_dtype(name: str) -> Any:
-    """The dtype of that name if it is one of NumPy's or pandas' own.
-
-    Raises
-    ------
-    SavedFileError
-        If it is none.
-    """
+    """The dtype of that name, which must be one of NumPy's or pandas' own."""
     try:
         return pd.api.types.pandas_dtype(name)
     except TypeError as error:

@@ -334,6 +334,25 @@ def row_labels(new: Any, n_rows: int) -> pd.Index:
     return new.index if isinstance(new, pd.DataFrame) else pd.RangeIndex(n_rows)
 
 
+def proportions_table(shares: pd.DataFrame, alpha: float) -> Table:
+    """The table of the mean probabilities of the experts.
+
+    Parameters
+    ----------
+    shares : DataFrame
+        As `MoEResults.proportions` makes it at this level.
+    alpha : float
+    """
+    return Table(
+        key="proportions",
+        title="Expert proportions (mean gate probability)",
+        columns=("Estimate", "Std. Err.", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
+        index=tuple(f"expert {k + 1}" for k in range(len(shares))),
+        cells=tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in shares.to_numpy()),
+        formats=("num", "num", "num", "num"),
+    )
+
+
 def nothing_predicted(new: Any, names: Sequence[str], why: Exception) -> pd.DataFrame:
     """NaN in all rows, with the warning that rows left out have."""
     warn(f"no row can be predicted: {why}", DroppedRowsWarning)

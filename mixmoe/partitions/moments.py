@@ -1,9 +1,9 @@
 """The second pass over partitioned data: cross-products of each subject, and triangles of all rows."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,17 @@ from mixmoe._typing import Array
 from mixmoe.design import formulaic_engine
 from mixmoe.design.beside import split_subject
 from mixmoe.design.checks import check_finite
-from mixmoe.design.complete_rows import without_rows
+from mixmoe.design.complete_rows import Rows, without_rows
 from mixmoe.design.design import auxiliary
+from mixmoe.design.formulaic_engine import Materialized
+from mixmoe.design.frame import FrameView
 from mixmoe.design.recipe import Recipe, formula_frame
 from mixmoe.errors import DesignError
+from mixmoe.partitions.on_workers import OnWorkers
 from mixmoe.partitions.scan import Part
 from mixmoe.partitions.survey import Source, complete_rows, group_of
 
+Found = TypeVar("Found")
 _LEAST = 200_000  # subjects of parts that wait, below which joining them is not worth it
 
 
@@ -226,8 +230,8 @@ class Sums:
     Attributes
     ----------
     subjects : BySubject
-        Sums: number of rows, log weights, then products of working response, expert and random columns, see
-        `packed_products`. Constant: columns of the gate.
+        Sums: number of rows; of a normal response log weights, then products of working response, expert and random
+        columns, see `packed_products`. Constant: columns of the gate.
     expert : ndarray, shape (p + 1, p + 1)
         R of expert columns and response near the reference, rows times the roots of their weights.
     shifted : ndarray, shape (p, p)
@@ -240,6 +244,8 @@ class Sums:
         Largest response.
     reference : Reference
     first : FirstRows
+    kept : OnWorkers or None
+        Of `BySubject`, in the order of the subjects, where workers keep the products; `subjects` then have none.
     """
 
     subjects: BySubject
@@ -250,6 +256,11 @@ class Sums:
     largest: float
     reference: Reference
     first: "FirstRows"
+    kept: OnWorkers | None = None
+
+    def over_subjects(self, task: Callable[[BySubject], Found]) -> list[Found]:
+        """What a task finds of the subjects, in their order: of all here, or part by part where they are kept."""
+        return [task(self.subjects)] if self.kept is None else self.kept.mapped(task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +335,46 @@ class PartSums:
     first: FirstRows
 
 
-def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Reference) -> PartSums | None:
+@dataclass(frozen=True, slots=True)
+class PartColumns:
+    """Columns of the complete rows of one part, sorted by subject.
+
+    Attributes
+    ----------
+    frame : FrameView
+        The part.
+    rows : Rows
+    built : Materialized
+    """
+
+    frame: FrameView
+    rows: Rows
+    built: Materialized
+
+
+def columns_of_part(part: Part, recipe: Recipe, types: Mapping[str, Any]) -> PartColumns | None:
+    """Columns of one part; None if no row is complete. To be called where errors name the partition.
+
+    Raises
+    ------
+    DesignError
+        If a column is not finite.
+    """
+    here = complete_rows(recipe, part, types)
+    if here.rows is None:
+        return None
+    columns = formula_frame(here.rows, recipe)
+    built = formulaic_engine.rematerialize(columns, recipe.specs, recipe.sections, recipe.context)
+    if len(built.bad_rows) == here.rows.n:
+        return None
+    rows = without_rows(here.rows, built.bad_rows, built.bad_terms, here.frame.n_rows)
+    check_finite(built, rows, here.frame, recipe)
+    return PartColumns(here.frame, rows, built)
+
+
+def sum_part(
+    part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Reference, gaussian: bool
+) -> PartSums | None:
     """What the second pass finds in one part; None if no row is complete.
 
     Raises
@@ -335,17 +385,14 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
         If a subject lies in more than one cluster.
     """
     with part.named():
-        here = complete_rows(recipe, part, types)
-        if here.rows is None:
+        found = columns_of_part(part, recipe, types)
+        if found is None:
             return None
-        columns = formula_frame(here.rows, recipe)
-        built = formulaic_engine.rematerialize(columns, recipe.specs, recipe.sections, recipe.context)
-        if len(built.bad_rows) == here.rows.n:
-            return None
-        rows = without_rows(here.rows, built.bad_rows, built.bad_terms, here.frame.n_rows)
-        check_finite(built, rows, here.frame, recipe)
-        beside = auxiliary(recipe, rows, here.frame)
-    weights, offset = beside.get("weights", np.ones(rows.n)), beside.get("offset", np.zeros(rows.n))
+        rows, built = found.rows, found.built
+        beside = auxiliary(recipe, rows, found.frame)
+    # Only of a normal response weights scale the rows; in other families they multiply log-densities.
+    weights = beside.get("weights", np.ones(rows.n)) if gaussian else np.ones(rows.n)
+    offset = beside.get("offset", np.zeros(rows.n))
     y, X, Z = built.matrices["response"][:, 0], built.matrices["expert"], built.matrices["random"]
     p, q = X.shape[1], Z.shape[1]
     near = np.empty((1 + p + q, len(y)))
@@ -363,7 +410,6 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
     gate = built.matrices["gate"].T
     first = gate[:, starts]
     away = np.maximum.reduceat(np.abs(gate - np.repeat(first, counts, axis=1)), starts, axis=1)
-    log_weight = np.add.reduceat(np.log(weights), starts)
     labels = pd.Index(rows.keys[group_of(recipe)].iloc[starts])
     clusters = None
     if "cluster" in recipe.aux:
@@ -372,7 +418,9 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
         split = np.flatnonzero(codes != np.repeat(codes[starts], counts))
         if split.size:
             raise split_subject(labels[rows.codes[split[0]]])
-    sums = (counts.astype(float), log_weight, *packed_products(near, starts))
+    sums: tuple[Array, ...] = (counts.astype(float),)
+    if gaussian:
+        sums = (*sums, np.add.reduceat(np.log(weights), starts), *packed_products(near, starts))
     return PartSums(
         subjects=BySubject(labels, sums, tuple(first), tuple(away), clusters),
         expert=_triangle(np.column_stack([near[1 : 1 + p].T, near[0]])),
@@ -389,8 +437,20 @@ def _triangle(X: Array) -> Array:
     return np.asarray(np.linalg.qr(X, mode="r"))
 
 
-def accumulate(recipe: Recipe, source: Source, reference: Reference) -> Sums:
+def accumulate(
+    recipe: Recipe, source: Source, reference: Reference, gaussian: bool, labels: NDArray[Any] | None = None
+) -> Sums:
     """The second pass, see `Sums`.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    source : Source
+    reference : Reference
+    gaussian : bool
+        Whether the response is normal. Of others no cross-products are taken, and rows are not weighted.
+    labels : ndarray, optional
+        Those of a sample of subjects. With them products stay with the workers of a cluster, if there is one.
 
     Raises
     ------
@@ -401,11 +461,14 @@ def accumulate(recipe: Recipe, source: Source, reference: Reference) -> Sums:
     shifted: Array | None = None
     first: FirstRows | None = None
     R, S = np.zeros((0, len(reference.expert) + 1)), np.zeros((0, len(reference.random)))
-    task = partial(sum_part, recipe=recipe, types=source.types, reference=reference)
-    for part in source.data.mapped(task, source.columns):
+    task = partial(sum_part, recipe=recipe, types=source.types, reference=reference, gaussian=gaussian)
+    kept = None if labels is None else source.data.kept(task, source.columns)
+    parts = source.data.mapped(task, source.columns) if kept is None else iter(kept.mapped(_without_subjects))
+    for part in parts:
         if part is None:
             continue
-        gathering.add(part.subjects)
+        if kept is None:
+            gathering.add(part.subjects)
         # R of all rows is that of the triangles so far and of the rows that come.
         R, S = _triangle(np.vstack([R, part.expert])), _triangle(np.vstack([S, part.random]))
         shifted = part.shifted if shifted is None else shifted
@@ -413,4 +476,48 @@ def accumulate(recipe: Recipe, source: Source, reference: Reference) -> Sums:
         weight, largest = weight + part.weight, max(largest, part.largest)
     if shifted is None or first is None:
         raise DesignError("no row is complete, where some were before; the data have changed meanwhile, fit again")
-    return Sums(gathering.whole(), R, shifted, S, weight, largest, reference, first)
+    if kept is None or labels is None:
+        return Sums(gathering.whole(), R, shifted, S, weight, largest, reference, first)
+    by_subject = _by_subject(kept, labels)
+    known = by_subject.mapped(_without_products)
+    return Sums(join(known), R, shifted, S, weight, largest, reference, first, by_subject)
+
+
+def _without_subjects(part: PartSums | None) -> PartSums | None:
+    """What the second pass finds of all rows of a part."""
+    return None if part is None else replace(part, subjects=_first_of(part.subjects, 0))
+
+
+def _first_of(subjects: BySubject, n: int, start: int = 0) -> BySubject:
+    """Some consecutive subjects."""
+    at = slice(start, n)
+    sums, first, away = (
+        tuple(values[at] for values in part) for part in (subjects.sums, subjects.first, subjects.away)
+    )
+    return BySubject(
+        subjects.labels[at], sums, first, away, None if subjects.clusters is None else subjects.clusters[at]
+    )
+
+
+def _without_products(subjects: BySubject) -> BySubject:
+    """Number of rows, gate and cluster of subjects."""
+    return replace(subjects, sums=subjects.sums[:1])
+
+
+def _by_subject(parts: OnWorkers, labels: NDArray[Any]) -> OnWorkers:
+    """Subjects of all parts, each in one place: as many runs of neighbours as there are parts, of about equal size.
+
+    How they are cut follows from a sample of their labels, so that it does not depend on the number of workers.
+    """
+    ordered, n = pd.Index(labels).sort_values(), len(parts.values)
+    bounds = ordered[np.arange(1, n) * len(ordered) // n]
+    return parts.exchanged(partial(_cut, bounds=bounds), join, n)
+
+
+def _cut(part: PartSums | None, bounds: pd.Index) -> tuple[BySubject | None, ...]:
+    """Subjects of a part between bounds; None where there are none."""
+    if part is None:
+        return (None,) * (len(bounds) + 1)
+    ends = [*np.searchsorted(part.subjects.labels, bounds), len(part.subjects.labels)]
+    runs = zip([0, *ends], ends, strict=False)
+    return tuple(_first_of(part.subjects, end, start) if end > start else None for start, end in runs)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from mixmoe.arguments import checked_count
 from mixmoe.errors import ArgumentError, DesignError, MissingExtraError
+from mixmoe.partitions.on_workers import OnWorkers, active_client
 
 Result = TypeVar("Result")
 CHUNK_ROWS = 250_000
@@ -60,6 +61,10 @@ class Partitions(Protocol):
         """What a task finds in each part, in the order of the parts, wherever it is computed."""
         ...
 
+    def kept(self, task: Callable[[Part], Any], columns: Sequence[str]) -> OnWorkers | None:
+        """What a task finds in each part, kept where it is computed; None if that is this process."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Scan:
@@ -104,6 +109,10 @@ class Scan:
     def mapped(self, task: Callable[[Part], Result], columns: Sequence[str]) -> Iterator[Result]:
         """What a task finds in each chunk, in their order."""
         return map(task, self.parts(columns))
+
+    def kept(self, task: Callable[[Part], Any], columns: Sequence[str]) -> None:
+        """None: files are read by this process."""
+        return
 
     def _chunks(self, path: str, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
         parquet = _parquet()
@@ -273,12 +282,9 @@ class DaskFrame:
         ArgumentError
             If the client is closed, or its workers are lost.
         """
-        try:
-            import dask
-        except ImportError as error:
-            raise MissingExtraError("a Dask frame", "dask", "dask") from error
-        delayed = self.frame[list(columns)].to_delayed()
-        found = [dask.delayed(_on_worker)(part, task, i) for i, part in enumerate(delayed)]
+        import dask
+
+        found = self._delayed(task, columns)
         for first in range(0, len(found), _AT_ONCE):
             try:
                 results: tuple[Any, ...] = dask.compute(*found[first : first + _AT_ONCE])
@@ -291,6 +297,24 @@ class DaskFrame:
                 if isinstance(result, Exception):
                     raise result
                 yield result
+
+    def kept(self, task: Callable[[Part], Any], columns: Sequence[str]) -> OnWorkers | None:
+        """What a task finds in each partition, in their order, which stays with the workers of the active client.
+
+        None without one: then partitions are computed by threads of this process.
+        """
+        client = active_client()
+        if client is None:
+            return None
+        return OnWorkers(client, tuple(client.compute(self._delayed(task, columns))))
+
+    def _delayed(self, task: Callable[[Part], Any], columns: Sequence[str]) -> list[Any]:
+        try:
+            import dask
+        except ImportError as error:
+            raise MissingExtraError("a Dask frame", "dask", "dask") from error
+        partitions = self.frame[list(columns)].to_delayed()
+        return [dask.delayed(_on_worker)(part, task, i) for i, part in enumerate(partitions)]
 
 
 def _as_it_is(part: Part) -> Part:

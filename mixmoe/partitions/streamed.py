@@ -5,6 +5,8 @@
 2. Moments: cross-products of each subject's columns, which add over rows, so that a subject may be spread over
    partitions; triangles of all rows, for redundant columns and working coordinates.
 
+Likelihoods that no cross-products give need a third pass, see `mixmoe.partitions.gathered`.
+
 Columns are those that the design of all rows in memory has, but for the rounding of merged means.
 """
 
@@ -85,6 +87,11 @@ class StreamedDesign:
         return len(self.counts)
 
     @property
+    def places_of_sample(self) -> NDArray[np.intp]:
+        """The subjects of the sample among all."""
+        return self.labels.get_indexer(pd.Index(self.sample.labels))
+
+    @property
     def n_uncounted(self) -> int:
         """Complete rows that were left out because their weight is zero."""
         return self.n_input - self.dropped.n_rows - self.n
@@ -111,7 +118,12 @@ class Streamed:
 
 
 def stream(
-    formula: MoEFormula, data: Partitions, context: Mapping[str, Any] | None, aux: Mapping[str, str]
+    formula: MoEFormula,
+    data: Partitions,
+    context: Mapping[str, Any] | None,
+    aux: Mapping[str, str],
+    gaussian: bool = True,
+    spread: bool = False,
 ) -> Streamed:
     """The design of partitioned data, in two passes.
 
@@ -123,6 +135,10 @@ def stream(
         Functions, which must be ufuncs or `numpy.vectorize`d, and constants that the formula may use.
     aux : mapping of str to str
         Columns of offset, weights and clusters.
+    gaussian : bool
+        Whether the response is normal, see `mixmoe.partitions.moments.accumulate`.
+    spread : bool
+        Whether cross-products may stay with the workers of a cluster.
 
     Raises
     ------
@@ -143,7 +159,8 @@ def stream(
     source = replace(source, types=found.types)
     near = replay(made.recipe, found.sample, response=True)
     y = np.asarray(near.response) - offset_of(near)
-    sums = accumulate(made.recipe, source, reference_of(y, near.expert, near.random))
+    reference = reference_of(y, near.expert, near.random)
+    sums = accumulate(made.recipe, source, reference, gaussian, near.labels if spread else None)
     check_size(near.names.response, sums.largest)
     counts = sums.subjects.sums[0].astype(np.intp)
     check_effects(near.names.random, dependent(*_triangles(sums.random, sums.reference.random)), int(counts.max()))

@@ -161,9 +161,11 @@ def _hidden(value: Any) -> dict[str, list[Any]]:
 
     Whole numbers are the widths of one network, tuples are architectures to be compared.
     """
+    if isinstance(value, Mapping):
+        return {}  # widths of the experts and of the gate
     if not isinstance(value, list | tuple):
         raise ArgumentError(f"hidden must be a tuple of widths or a list of such tuples, got {value!r}")
-    inner = [isinstance(entry, list | tuple) for entry in value]
+    inner = [isinstance(entry, list | tuple | Mapping) for entry in value]
     if not any(inner) and not (isinstance(value, list) and not value):
         return {}
     if not all(inner) or not value:
@@ -171,7 +173,7 @@ def _hidden(value: Any) -> dict[str, list[Any]]:
             f"hidden must be the widths of one network, such as (10, 5), or a list of networks, such as [(), (5,), "
             f"(10, 5)], where () is linear and (5,) has one layer; got {value!r}"
         )
-    return {"hidden": [tuple(entry) for entry in value]}
+    return {"hidden": [entry if isinstance(entry, Mapping) else tuple(entry) for entry in value]}
 
 
 def _listed(value: Any, name: str) -> list[Any]:

@@ -28,22 +28,18 @@ from mixmoe.output.names import NO_NAMES, Names
 from mixmoe.output.records import Cell, Table, format_cell
 from mixmoe.output.summary import Printed, tidy
 from mixmoe.three_step.estimates import (
-    EXPERT,
     Assignment,
     Categorical,
     Membership,
     Method,
     Normal,
-    Outcomes,
     Part,
     Skewness,
     Solution,
-    build_outcomes,
-    covariate_columns,
-    parse_step_three,
     skewness,
     three_step,
 )
+from mixmoe.three_step.outcomes import EXPERT, Outcomes, build_outcomes, covariate_columns, parse_step_three
 
 DESCRIPTIONS = {
     "bch": "Bolck, Croon & Hagenaars 2004, as generalised by Vermunt 2010 and Bakk, Tekle & Vermunt 2013",

@@ -11,27 +11,19 @@ Ann. Statist. 42, 1787-1818, for the Gaussian multiplier bootstrap.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
-from scipy.special import expit, ndtr, ndtri
+from scipy.special import ndtr, ndtri
 from scipy.stats import t as student
 
-from mixmoe._typing import Array, BoolArray, IntArray
+from mixmoe._typing import Array, BoolArray
 from mixmoe.inference.uncertainty import multiplier_critical
-from mixmoe.mixture.gate import Weighted, gate_information
-from mixmoe.numerics.linalg import log_softmax
-from mixmoe.responses.distribution import Family
-from mixmoe.responses.zero_inflated import ZeroInflated
-from mixmoe.varying.dispersion_limits import ThetaProfile, theta_profile
-from mixmoe.varying.em_steps import PEAK, own_natural
-from mixmoe.varying.joint_em import centred, turned_covariance
+from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.leave_one_out import Node, left_out_of_experts, response_nodes
-from mixmoe.varying.local_likelihood import Local, build_local, local_start, positive_definite, state_of
+from mixmoe.varying.local_likelihood import Local, build_local, local_start, state_of
 from mixmoe.varying.local_maximum import BoundedFit, LocalFit, maximise_bounded, maximise_local
-from mixmoe.varying.problem import Problem, Slots, Windows, effective_rows, epanechnikov, wrapped
+from mixmoe.varying.problem import Problem, centred, turned_covariance
 from mixmoe.varying.sandwich import (
     Influence,
     added_covariance,
@@ -41,6 +33,7 @@ from mixmoe.varying.sandwich import (
     small_sample_power,
     with_functions,
 )
+from mixmoe.varying.windows import Windows, effective_rows, epanechnikov
 
 POINTS_PER_BANDWIDTH = 24  # mesh of the limiting process
 PROCESS_DRAWS = 40_000
@@ -158,14 +151,6 @@ class LevelProcess:
     fits: "LevelFits"
     derivative: int = 0
 
-    def theta_profile(self, progress: bool | None = None) -> ThetaProfile | None:
-        """Likelihood of the dispersions of a negative binomial response, None where they are constant or others."""
-        problem, dispersions = self.fits.local.problem, self.fits.local.problem.slots.dispersions
-        if problem.family.name != "negbinomial" or problem.const[dispersions].any():
-            return None
-        variance = np.einsum("glgl->gl", self.covariance)[:, dispersions]
-        return theta_profile(self.fits.local, self.fits.bounded.free, variance, progress)
-
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -253,15 +238,13 @@ def level_process(
     known = clusters is None and problem.rows.n <= MOST_ROWS
     nodes = response_nodes(inner, own_natural(inner, fits.state)) if known else ()
     degree = fits.local.free.shape[0] - 1
-    lines = inner.const.any() and (bias != "none" or degree > 1)
-
-    def whole(power: float, nodes: tuple[Node, ...], clusters: IntArray | None, added: int | None = None) -> Influence:
-        inf = level_influence(fits, power, nodes, clusters, derivative, added)
-        return replace(inf, const=_constants(inner, start, power, clusters, added)) if lines else inf
-
-    inf = whole(power, nodes, clusters)
+    if inner.const.any() and (bias != "none" or degree > 1):
+        # Constants are estimated beside local lines, whatever the degree of the bands.
+        lines = build_local(inner, 1)
+        fits = replace(fits, constants=LocalLines(lines, maximise_bounded(lines, local_start(lines, start))))
+    inf = level_influence(fits, power, nodes, clusters, derivative)
     covariance = level_covariance(inf, clusters, correction)
-    prior = added_covariance(inner, partial(whole, 0.0, (), None))
+    prior = added_covariance(inner, lambda k: level_influence(fits, 0.0, derivative=derivative, added=k))
     shaped = (covariance.matrix + prior).reshape(*inf.levels.shape, *inf.levels.shape)
     df = covariance.df.reshape(inf.levels.shape)
     if inner.rows.penalty is not None:  # the part of a variance that comes from the prior is known
@@ -323,7 +306,7 @@ def satterthwaite_of_sum(weights: Array, process: LevelProcess, functions: NDArr
 
 @dataclass(frozen=True, slots=True)
 class LocalLines:
-    """Local likelihoods with log sigma a line in each window, and their maxima."""
+    """Local likelihoods with lines in each window, and their maxima."""
 
     local: Local
     bounded: BoundedFit
@@ -340,15 +323,18 @@ class LevelFits:
     bounded : BoundedFit
     gate_fit : LocalFit
     lines : LocalLines or None
-        In which the bands of sigma are centred, in mixtures with robust bias correction: those of the rest rest on a
-        log sigma that is constant in each window.
+        In which the bands of sigma are centred, in mixtures with robust bias correction, log sigma a line in each
+        window: those of the rest rest on a log sigma that is constant there.
+    constants : LocalLines or None
+        On which the constants rest, if these are other fits.
     """
 
     local: Local
     bounded: BoundedFit
     gate: Local | None = None
     gate_fit: LocalFit | None = None
-    lines: "LocalLines | None" = None
+    lines: LocalLines | None = None
+    constants: LocalLines | None = None
 
     @property
     def of_dispersions(self) -> BoundedFit:
@@ -467,22 +453,17 @@ def level_influence(
             levels = _without_lost(levels, fit.converged, vary)
         inf = gate_influence(fits.gate, fits.gate_fit.coef, levels, power, nodes, clusters, slopes, added)
         inf = _without_lost(inf, fits.gate_fit.converged, vary[vary >= slots.gates.start])
-    if fits.lines is None:
+    if fits.lines is not None:
+        # Dispersions have their own fits; behind the bands of the other functions they were as these need them.
+        local, bounded = fits.lines.local, fits.lines.bounded
+        own = influence(local, bounded.fit.coef, power, nodes, clusters, bounded.held(slots), derivative, added)
+        vary = vary[(vary >= slots.dispersions.start) & (vary < slots.dispersions.stop)]
+        inf = with_functions(inf, _without_lost(own, bounded.fit.converged, vary), slots.dispersions)
+    if fits.constants is None:
         return inf
-    # Dispersions have their own fits; behind the bands of the other functions they were as these need them.
-    local, bounded = fits.lines.local, fits.lines.bounded
-    own = influence(local, bounded.fit.coef, power, nodes, clusters, bounded.held(slots), derivative, added)
-    vary = vary[(vary >= slots.dispersions.start) & (vary < slots.dispersions.stop)]
-    return with_functions(inf, _without_lost(own, bounded.fit.converged, vary), slots.dispersions)
-
-
-def _constants(
-    problem: Problem, coef: Array, power: float, clusters: NDArray[np.intp] | None, added: int | None = None
-) -> Array:
-    """Influence of the rows on the constants, (n, C), which are estimated beside local lines whatever the bands are."""
-    local = build_local(problem, 1)
-    found = maximise_bounded(local, local_start(local, coef))
-    return influence(local, found.fit.coef, power, (), clusters, found.held(problem.slots), added=added).const
+    local, bounded = fits.constants.local, fits.constants.bounded
+    own = influence(local, bounded.fit.coef, power, (), clusters, bounded.held(slots), added=added)
+    return replace(inf, const=own.const)
 
 
 def _without_lost(inf: Influence, converged: NDArray[np.bool_], functions: NDArray[np.intp]) -> Influence:
@@ -575,174 +556,4 @@ def student_factor(normal: Array, df: Array) -> Array:
     """
     limited = np.clip(np.nan_to_num(df, nan=LEAST_DF), LEAST_DF, None)
     out: Array = student.isf(ndtr(-np.broadcast_to(normal, df.shape)), limited)
-    return out
-
-
-def identity_target(levels: Array, slots: NDArray[np.intp]) -> Target:
-    """The coefficient functions themselves."""
-    jacobian = np.zeros((len(levels), len(slots), levels.shape[1]))
-    jacobian[:, np.arange(len(slots)), slots] = 1.0
-    return Target(levels[:, slots], jacobian)
-
-
-def gate_target(slots: Slots, levels: Array, gate_row: Array) -> Target:
-    """Probabilities of the experts at one row of gate covariates; (G, K)."""
-    k, m = slots.n_experts, slots.n_gate_columns
-    zeta = np.zeros((k, len(levels)))
-    zeta[1:] = np.einsum("gkm,m->kg", levels[:, slots.gates].reshape(len(levels), k - 1, m), gate_row)
-    prob = np.exp(log_softmax(zeta, axis=0)).T  # (G, K)
-    jacobian = np.zeros((len(levels), k, slots.n))
-    for c in range(1, k):
-        slope = prob * ((np.arange(k) == c) - prob[:, [c]])  # d prob_k / d zeta_c
-        jacobian[:, :, slots.gate(c)] = slope[:, :, None] * gate_row
-    return Target(prob, jacobian)
-
-
-def expert_target(
-    slots: Slots, family: Family, levels: Array, row: Array, trials: float = 1.0, offset: float = 0.0
-) -> Target:
-    """Expected responses of the experts at one row of covariates; (G, K)."""
-    k = slots.n_experts
-    eta = levels[:, slots.experts].reshape(len(levels), k, -1) @ row + offset  # (G, K)
-    ones = np.full(1, trials)
-    zeros = levels[:, slots.dispersions] if isinstance(family, ZeroInflated) else np.full_like(eta, -np.inf)
-    mean = family.mean(eta, ones) * expit(-zeros)
-    slope = family.mean_slope(eta, ones) * expit(-zeros)
-    jacobian = np.zeros((len(levels), k, slots.n))
-    for c in range(k):
-        jacobian[:, c, slots.expert(c)] = slope[:, [c]] * row
-        if isinstance(family, ZeroInflated):
-            jacobian[:, c, slots.dispersions.start + c] = -mean[:, c] * expit(zeros[:, c])
-    return Target(mean, jacobian)
-
-
-def marginal_target(gate: Target, experts: Target) -> Target:
-    """Expected response, experts averaged by the gate; (G, 1)."""
-    value = (gate.values * experts.values).sum(axis=1, keepdims=True)
-    jacobian = gate.jacobian * experts.values[:, :, None] + experts.jacobian * gate.values[:, :, None]
-    return Target(value, jacobian.sum(axis=1, keepdims=True))
-
-
-def difference_target(slots: Slots, levels: Array) -> Target:
-    """Expert coefficients of experts 2 .. K minus those of the ones before, by pair and column; (G, R)."""
-    every = np.arange(slots.n)
-    jacobians = []
-    for b, a in pairs(slots):
-        jacobian = np.zeros((slots.n_expert_columns, slots.n))
-        each = np.arange(slots.n_expert_columns)
-        jacobian[each, every[slots.expert(b)]] = 1.0
-        jacobian[each, every[slots.expert(a)]] = -1.0
-        jacobians.append(jacobian)
-    stacked = np.concatenate(jacobians) if jacobians else np.zeros((0, slots.n))
-    return Target(levels @ stacked.T, np.broadcast_to(stacked, (len(levels), *stacked.shape)))
-
-
-def pairs(slots: Slots) -> list[tuple[int, int]]:
-    """Pairs (later, earlier) of experts."""
-    return [(b, a) for b in range(slots.n_experts) for a in range(b)]
-
-
-GATE_REACH = 2.0  # how far the curvature is followed, as a multiple of the largest factor
-SHIFTS = 17  # values at which it is taken, the estimate in the middle
-FINE = 201
-
-
-def with_gate_limits(problem: Problem, levels: Array, bands: BandSet, shown: IntArray) -> BandSet:
-    """Bands of the coefficient functions with the limits of the gate from the signed root.
-
-    Parameters
-    ----------
-    problem : Problem
-    levels : ndarray, shape (G, L)
-        Where the bands are centred.
-    bands : BandSet
-    shown : ndarray of int, shape (R,)
-        Function of each band.
-
-    Returns
-    -------
-    BandSet
-        The same with more than `MOST_ROWS` rows, where it makes no difference.
-    """
-    gates = problem.slots.gates
-    where = np.flatnonzero((shown >= gates.start) & (shown < gates.stop))
-    if not len(where) or problem.rows.n > MOST_ROWS:
-        return bands
-    simultaneous, pointwise = bands.simultaneous.copy(), bands.pointwise.copy()
-    for g in range(len(levels)):
-        for r in where:
-            most = simultaneous[:, g, r].max()
-            if np.isfinite(bands.se[g, r] * most):
-                shifts = np.linspace(-GATE_REACH * most, GATE_REACH * most, SHIFTS)
-                shape = curvature(problem, levels[g], g, int(shown[r]), bands.se[g, r] * shifts)
-                simultaneous[:, g, r] = distances(shifts, shape, simultaneous[0, g, r])
-                pointwise[:, g, r] = distances(shifts, shape, pointwise[0, g, r])
-    return replace(bands, simultaneous=simultaneous, pointwise=pointwise)
-
-
-def curvature(problem: Problem, levels: Array, g: int, slot: int, shifts: Array) -> Array:
-    """Curvature of the log-likelihood along one gate coefficient, over that at the estimate.
-
-    Parameters
-    ----------
-    problem : Problem
-    levels : ndarray, shape (L,)
-        At the grid point.
-    g : int
-        Grid point.
-    slot : int
-        The coefficient.
-    shifts : ndarray, shape (S,)
-        Distances from the estimate, the one in the middle zero.
-
-    Returns
-    -------
-    ndarray, shape (S,)
-        Ones where the gate is not identified with known experts.
-    """
-    slots, windows = problem.slots, problem.gate_windows
-    rows = windows.part(g)
-    x, k, m = problem.rows.gate[rows], slots.n_experts, slots.n_gate_columns
-    t = wrapped(windows.index[rows] - windows.grid[g], windows.period) / windows.widths[g]
-    kernel = epanechnikov(t) * problem.rows.weights[rows]
-    zeta = np.zeros((len(shifts), k, len(x)))
-    zeta[:, 1:] = levels[slots.gates].reshape(k - 1, m) @ x.T
-    expert, column = divmod(slot - slots.gates.start, m)
-    zeta[:, 1 + expert] += shifts[:, None] * x[:, column]
-    penalty = problem.rows.penalty
-    if penalty is not None:  # its units at the estimate count as rows do
-        free = ~problem.const[slots.gates]
-        at = Weighted(kernel / PEAK, float(problem.rows.weights.sum()), free)
-        added = penalty.units(x, log_softmax(zeta[len(shifts) // 2], axis=0)[None], at)[0]
-        kernel = kernel * (1.0 + added.sum(axis=0))
-    vary = np.flatnonzero(~problem.const[slots.gates])
-    flat = gate_information(x, log_softmax(zeta, axis=1), kernel)[:, vary[:, None], vary]
-    if not positive_definite(flat).all():
-        return np.ones(len(shifts))
-    own = int(np.flatnonzero(vary == slot - slots.gates.start)[0])
-    out = 1.0 / np.linalg.inv(flat)[:, own, own]
-    return np.asarray(out / out[len(out) // 2], dtype=np.float64)
-
-
-def distances(shifts: Array, shape: Array, factor: float) -> Array:
-    """How far below and above the estimate the signed root is `factor`, in standard errors, shape (2,).
-
-    Parameters
-    ----------
-    shifts : ndarray, shape (S,)
-        In standard errors.
-    shape : ndarray, shape (S,)
-        Curvature there over that at the estimate.
-    factor : float
-    """
-    spline = CubicSpline(shifts, shape)
-    first, second = spline.antiderivative(1), spline.antiderivative(2)
-    at = np.linspace(0.0, shifts[-1], FINE)
-    out = np.empty(2)
-    for side, sign in enumerate((-1.0, 1.0)):
-        twice = 2.0 * (second(sign * at) - second(0.0) - first(0.0) * sign * at)
-        root = np.maximum.accumulate(np.sqrt(np.maximum(twice, 0.0)))
-        slope = (root[-1] - root[-2]) / (at[-1] - at[-2])
-        beyond = at[-1] + (factor - root[-1]) / slope if factor > root[-1] and slope > 0.0 else np.inf
-        out[side] = np.interp(factor, root, at) if factor <= root[-1] else beyond
     return out

@@ -19,18 +19,8 @@ from mixmoe.mixture.gate import GatePenalty, Weighted
 from mixmoe.numerics.linalg import log_softmax, logsumexp
 from mixmoe.responses.distribution import Family, Outcome
 from mixmoe.responses.exponential import StudentT, is_normal
-from mixmoe.varying.problem import (
-    Block,
-    Problem,
-    Rows,
-    Slots,
-    blocks,
-    epanechnikov,
-    hankel,
-    local_moments,
-    local_predictor,
-    outer_rows,
-)
+from mixmoe.varying.problem import Problem, Rows, Slots, outer_rows
+from mixmoe.varying.windows import Block, blocks, epanechnikov, hankel, local_moments, local_predictor
 
 PEAK = float(epanechnikov(np.zeros(1))[0])
 
@@ -72,7 +62,7 @@ def window_prior(penalty: GatePenalty, rows: Rows, block: Block, log_gate: Array
     order = free.reshape(powers, -1, m).swapaxes(0, 1).ravel()  # by expert, then power, then column
     units, value = np.empty_like(log_gate), np.empty(block.last - block.first)
     for g in range(len(value)):
-        span, part = slice(int(block.offsets[g]), int(block.offsets[g + 1])), block.part(g)
+        span, part = block.spans[g], block.parts[g]
         t = block.t[span, None, None] ** np.arange(powers)[:, None]  # (w, D, 1)
         design = (t * rows.gate[part][:, None, :]).reshape(-1, powers * m)
         at = Weighted(block.kernel[span] * rows.weights[part] / PEAK, total, order)

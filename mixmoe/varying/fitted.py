@@ -10,6 +10,7 @@ estimated from survey data. Ann. Statist. 12, 46-60.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,28 +25,19 @@ from mixmoe.families import Estimated, FamilySpec, GatePoint
 from mixmoe.inference.uncertainty import CovType, ParamCov, checked_cov_type, without_parameters
 from mixmoe.mixture.estimate import Block, EMFit, Parameter, ParamLayout, Starts
 from mixmoe.output.records import told_apart
-from mixmoe.responses.zero_inflated import shown_dispersion, shown_slope
+from mixmoe.responses.zero_inflated import ZeroInflated, shown_dispersion, shown_slope
 from mixmoe.varying.bands import level_process
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.identifiability import find_flags, infinite_gate, n_clusters, separation_flag
-from mixmoe.varying.joint_em import (
-    REFIT,
-    Control,
-    Run,
-    centred,
-    draw_responses,
-    run_around_means,
-    shape_of,
-    turned_covariance,
-    with_cluster_draw,
-)
+from mixmoe.varying.joint_em import REFIT, Control, Run, draw_responses, run_around_means, shape_of, with_cluster_draw
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_bounded
-from mixmoe.varying.problem import Problem, Rows, Slots, Windows, wrapped
+from mixmoe.varying.problem import Problem, Rows, centred, turned_covariance
 from mixmoe.varying.sandwich import added_covariance, influence, level_covariance, small_sample_power
 from mixmoe.varying.setup import Sorted, constant_slots
 from mixmoe.varying.smoothing import From, maximise, with_experts, with_response
 from mixmoe.varying.starts import label_flag, permute_experts
+from mixmoe.varying.windows import Windows, wrapped
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the index, where functions are tabulated
 SPEC = FamilySpec(
@@ -140,10 +132,21 @@ class FittedVCMoE:
         """Degrees of freedom of t errors, or theta of zero-inflated counts, if they were estimated."""
         return shape_of(self.problem.family) if self.settings["errors_df"] is None else None
 
-    @property
+    @cached_property
     def names(self) -> FunctionNames:
         """Names of the coefficient functions."""
-        return function_names(self.problem.slots, self.design, self.problem.family.name)
+        slots, expert, gate = self.problem.slots, self.design.names.expert, self.design.names.gate
+        zeros = isinstance(self.problem.family, ZeroInflated)
+        symbol = "sigma" if self.problem.family.name == "gaussian" else "zeros" if zeros else "theta"
+        each: list[tuple[str, str, Block, int]] = []
+        for c in range(1, slots.n_experts + 1):
+            each += [(f"expert{c}.{t}", t, "expert", c) for t in expert]
+        for c in range(1, slots.n_experts * slots.has_dispersion + 1):
+            each.append((f"{symbol}{c}", symbol, "residual", c))
+        for c in range(2, slots.n_experts + 1):
+            each += [(f"gate{c}.{t}", t, "gate", c) for t in gate]
+        full, terms, blocks, experts = zip(*each, strict=True)
+        return FunctionNames(full, terms, blocks, experts)
 
     @property
     def layout(self) -> ParamLayout:
@@ -185,7 +188,7 @@ class FittedVCMoE:
             raise ArgumentError(f"correction must be True or False, got {correction!r}")
         if kind == "cluster" and self.clusters is None:
             raise ArgumentError("cov_type='cluster' needs the clusters, got None; pass cluster= to VCMoE or mm.fit")
-        clusters = self.clusters_of(kind)
+        clusters = self.clusters if kind == "cluster" else None
         notes = [] if clusters is None else [f"{n_clusters(clusters)} clusters"]
         matrix = point_covariance(self.problem, self.coef, self.points, clusters, bool(correction))
         unit = "row" if clusters is None else "cluster"
@@ -205,10 +208,6 @@ class FittedVCMoE:
     def infinite(self) -> NDArray[np.bool_]:
         """Which functions run off to infinity where the gate leaves an expert no rows, (L,)."""
         return infinite_gate(self.problem, self.coef, own_natural(self.problem, self.coef))
-
-    def clusters_of(self, kind: str) -> IntArray | None:
-        """Clusters behind a covariance, None if rows are its independent units."""
-        return self.clusters if kind == "cluster" else None
 
     def gate_points(self) -> tuple[GatePoint, ...]:
         """The gate at the tabulated index values, with the places of its coefficients among the parameters."""
@@ -364,30 +363,6 @@ def checked_kind(kind: str) -> CovType:
             "information no covariance, and bands(method='bootstrap') offers the bootstrap"
         )
     return checked_cov_type(kind)
-
-
-def function_names(slots: Slots, design: Design, family: str) -> FunctionNames:
-    """Names of the coefficient functions of a design."""
-    full, terms, kinds, experts = [], [], [], []
-    symbol = {"gaussian": "sigma", "zipoisson": "zeros", "zinegbinomial": "zeros"}.get(family, "theta")
-    for c in range(slots.n_experts):
-        full += [f"expert{c + 1}.{t}" for t in design.names.expert]
-        terms += list(design.names.expert)
-        kinds += ["expert"] * slots.n_expert_columns
-        experts += [c + 1] * slots.n_expert_columns
-    for c in range(slots.n_experts * slots.has_dispersion):
-        full, terms, kinds, experts = (
-            [*full, f"{symbol}{c + 1}"],
-            [*terms, symbol],
-            [*kinds, "residual"],
-            [*experts, c + 1],
-        )
-    for c in range(1, slots.n_experts):
-        full += [f"gate{c + 1}.{t}" for t in design.names.gate]
-        terms += list(design.names.gate)
-        kinds += ["gate"] * slots.n_gate_columns
-        experts += [c + 1] * slots.n_gate_columns
-    return FunctionNames(tuple(full), tuple(terms), tuple(kinds), tuple(experts))  # type: ignore[arg-type]
 
 
 def build_layout(names: FunctionNames, const: NDArray[np.bool_], at: Sequence[str], index: str) -> ParamLayout:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import ndtri
+from scipy.special import expit, ndtri
 
 from mixmoe._typing import Array, IntArray
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs
@@ -15,9 +16,10 @@ from mixmoe.design.design import Design, used_columns
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.mixture.resampling import run_all
+from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.exponential import family_named
-from mixmoe.responses.zero_inflated import shown_dispersion, shown_slope
+from mixmoe.responses.zero_inflated import ZeroInflated, shown_dispersion, shown_slope
 from mixmoe.varying.bands import (
     BIASES,
     DRAWS,
@@ -25,23 +27,17 @@ from mixmoe.varying.bands import (
     LevelProcess,
     Target,
     asymptotic_critical,
-    difference_target,
-    expert_target,
     fit_levels,
-    gate_target,
-    identity_target,
-    marginal_target,
-    pairs,
     student_factor,
     symmetric,
     target_bands,
-    with_gate_limits,
 )
-from mixmoe.varying.dispersion_limits import ThetaProfile
 from mixmoe.varying.fitted import FittedVCMoE
-from mixmoe.varying.joint_em import REFIT, centred, run_em, with_cluster_draw, with_draw
-from mixmoe.varying.problem import Problem, Slots, hermite_matrix
+from mixmoe.varying.joint_em import REFIT, run_em, with_cluster_draw, with_draw
+from mixmoe.varying.likelihood_limits import ThetaProfile, with_gate_limits
+from mixmoe.varying.problem import Problem, Slots, centred
 from mixmoe.varying.setup import checked_numbers
+from mixmoe.varying.windows import hermite_matrix
 
 SUBJECTS = ("coefficients", "probabilities", "experts", "mean", "differences")
 # What a reader must know about a value, in the column `mark`.
@@ -103,6 +99,27 @@ class Labels:
     term: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Functions for which bands are asked.
+
+    Attributes
+    ----------
+    labels : Labels
+    at : callable
+        Levels (G, L) to the functions there.
+    shown : ndarray of int
+        Places of the coefficient functions that they are; None for functions of several.
+    trials : float
+        Of the row at which means are taken.
+    """
+
+    labels: Labels
+    at: Callable[[Array], Target]
+    shown: IntArray | None = None
+    trials: float = 1.0
+
+
 def checked_index_name(name: str) -> None:
     """Refuse an index with the name of another column of the frames of functions and bands.
 
@@ -155,23 +172,19 @@ def band_frame(
     problem, width = model.problem, model.problem.rows.span
     if problem.const.all():
         raise ArgumentError("no coefficient varies along the index, so there are no bands; conf_int() has the limits")
-    labels = _profile_labels(model, request)
-    profile = _profile(model, request)
-    centred = _target(model, request, profile, process.levels)
+    asked = asked_functions(model, request)
+    target = asked.at(process.levels)
     if request.method == "bootstrap":
-        span = bootstrap_bands(
-            model, request.clusters, lambda levels: _target(model, request, profile, levels).values, request.bias,
-            request.alpha, request.n_boot, rng, request.n_jobs, request.progress, request.derivative,
-        )  # fmt: skip
+        span = bootstrap_bands(model, request, lambda levels: asked.at(levels).values, rng)
         ones = np.ones_like(span.se)
-        bands = symmetric(centred.values, span.se, span.critical * ones, span.pointwise * ones, ones == 0.0)
+        bands = symmetric(target.values, span.se, span.critical * ones, span.pointwise * ones, ones == 0.0)
     else:
-        bands = target_bands(process, centred, request.alpha, request.method, width, rng, request.draws)
-        if request.of == "coefficients" and not request.derivative:
-            bands = with_gate_limits(problem, process.levels, bands, _shown(model, 0))
+        bands = target_bands(process, target, request.alpha, request.method, width, rng, request.draws)
+        if asked.shown is not None and not request.derivative:
+            bands = with_gate_limits(problem, process.levels, bands, asked.shown)
     reach, wide = bands.pointwise * bands.se, bands.simultaneous * bands.se
     values = {
-        "estimate": _target(model, request, profile, model.values(request.derivative)).values,
+        "estimate": asked.at(model.values(request.derivative)).values,
         "center": bands.centre,
         "std_error": bands.se,
         "conf_low": bands.centre - reach[0],
@@ -179,9 +192,9 @@ def band_frame(
         "band_low": bands.centre - wide[0],
         "band_high": bands.centre + wide[1],
     }
-    limits = np.zeros(centred.values.shape, dtype=bool)
+    limits = np.zeros(target.values.shape, dtype=bool)
     if request.of == "coefficients" and not request.derivative:
-        dispersions = np.flatnonzero([model.names.blocks[s] == "residual" for s in _shown(model, 0)])
+        dispersions = np.flatnonzero([block == "residual" for block in asked.labels.block])
         limits[:, dispersions] = process.fits.of_dispersions.limits[:, ~problem.const[problem.slots.dispersions]]
         # On its limit a dispersion has no standard error, and no limits other than those of its likelihood.
         values = {name: np.where(limits & (name in _LIMITS), np.nan, value) for name, value in values.items()}
@@ -189,7 +202,7 @@ def band_frame(
             closed = problem.rows.period > 0.0
             critical = asymptotic_critical(process.fits.local.windows.relative, request.alpha, closed=closed)
             known = np.full(theta.level.shape, np.inf)
-            df = process.df[:, problem.slots.dispersions] if model.n_experts > 1 else known
+            df = process.df[:, problem.slots.dispersions] if problem.slots.n_experts > 1 else known
             values = _with_theta_limits(values, theta, dispersions, request.alpha, critical, df)
         # Up to here in logs or log odds: now dispersions as they are reported.
         slope = shown_slope(problem.family, values["center"][:, dispersions])
@@ -199,14 +212,14 @@ def band_frame(
             value[:, dispersions] = shown
     if request.of == "probabilities":
         values = _on_link_scale(values, family_named("binomial"), 1.0)
-    if profile is not None and request.of in ("experts", "mean"):
-        values = _on_link_scale(values, problem.family, _trials(profile))
+    if request.of in ("experts", "mean"):
+        values = _on_link_scale(values, problem.family, asked.trials)
     low, high, estimate = (values[name] for name in ("band_low", "band_high", "estimate"))
     marks = np.where(limits, AT_LIMIT, np.where(np.isnan(low), np.where(bands.thin, THIN, LOST), ""))
     marks = np.where((estimate < low) | (estimate > high), OUTSIDE, marks)
     order = np.argsort(problem.windows.shown, kind="stable")
     ordered = {name: value[order] for name, value in {**values, "mark": marks}.items()}
-    frame = _frame(labels, str(model.design.names.index), problem.windows.shown[order], ordered)
+    frame = _frame(asked.labels, str(model.design.names.index), problem.windows.shown[order], ordered)
     frame.attrs["bandwidth"] = process.bandwidth
     return frame
 
@@ -244,48 +257,62 @@ def _on_link_scale(values: dict[str, Array], family: Family, trials: float) -> d
     return out
 
 
-def _shown(model: FittedVCMoE, derivative: int) -> NDArray[np.intp]:
-    """Functions that vary, without the dispersions where derivatives are shown: theirs are on the scale of logs."""
-    kept = ~model.problem.const
-    kept[model.problem.slots.dispersions] &= derivative == 0
-    return np.flatnonzero(kept)
+def asked_functions(model: FittedVCMoE, request: BandRequest) -> Asked:
+    """What `of` stands for: labels of the functions, and the functions of the levels.
 
-
-def _profile_labels(model: FittedVCMoE, request: BandRequest) -> Labels:
-    of, names, k, slots = request.of, model.names, model.n_experts, model.problem.slots
-    each = tuple(range(1, k + 1))
-    if of == "coefficients":
-        s = _shown(model, request.derivative)
-        pick = lambda values: tuple(values[i] for i in s)  # noqa: E731
-        return Labels(pick(names.full), pick(names.blocks), pick(names.experts), pick(names.terms))
-    if of in ("probabilities", "experts"):
-        word, block = ("probability", "gate") if of == "probabilities" else ("mean", "expert")
-        return Labels(tuple(f"{word}{c}" for c in each), (block,) * k, each, (word,) * k)
-    if of == "mean":
-        return Labels(("mean",), ("mean",), (None,), ("mean",))
-    full = [f"expert{b + 1}.{t} - expert{a + 1}.{t}" for b, a in pairs(slots) for t in model.design.names.expert]
-    terms = [t for _ in pairs(slots) for t in model.design.names.expert]
-    return Labels(tuple(full), ("difference",) * len(full), (None,) * len(full), tuple(terms))
-
-
-def _profile(model: FittedVCMoE, request: BandRequest) -> Design | None:
-    """The covariates at which probabilities and means are taken; None for what needs none."""
-    alone = model.problem.slots.n_experts == 1
-    if request.of == "differences" and alone:
-        raise ArgumentError("of='differences' needs at least 2 experts, got 1; use of='coefficients'")
-    if request.of == "probabilities" and alone:
-        raise ArgumentError("of='probabilities' needs at least 2 experts, got 1, whose probability is one")
-    if request.of in AT_COVARIATES:
-        return covariate_profile(model.design, request.at, _beside(model))
-    if request.at is not None:
+    Raises
+    ------
+    ArgumentError
+        If there is no such function in the model, or `at` does not fit.
+    """
+    of, names, slots, family = request.of, model.names, model.problem.slots, model.problem.family
+    k, every = slots.n_experts, tuple(range(1, slots.n_experts + 1))
+    if of in ("differences", "probabilities") and k == 1:
+        remedy = "; use of='coefficients'" if of == "differences" else ", whose probability is one"
+        raise ArgumentError(f"of={of!r} needs at least 2 experts, got 1{remedy}")
+    if of not in AT_COVARIATES and request.at is not None:
         raise ArgumentError(
-            f"at={request.at!r} is for of= {', '.join(map(repr, AT_COVARIATES))}, got of={request.of!r}, which depends "
+            f"at={request.at!r} is for of= {', '.join(map(repr, AT_COVARIATES))}, got of={of!r}, which depends "
             "on no covariates; leave it out"
         )
-    return None
+    if of == "coefficients":
+        # Those that vary, without the dispersions where derivatives are shown: theirs are on the scale of logs.
+        kept = ~model.problem.const
+        kept[slots.dispersions] &= request.derivative == 0
+        shown = np.flatnonzero(kept)
+        pick = lambda values: tuple(values[s] for s in shown)  # noqa: E731
+        labels = Labels(pick(names.full), pick(names.blocks), pick(names.experts), pick(names.terms))
+
+        def itself(levels: Array) -> Target:
+            jacobian = np.zeros((len(levels), len(shown), slots.n))
+            jacobian[:, np.arange(len(shown)), shown] = 1.0
+            return Target(levels[:, shown], jacobian)
+
+        return Asked(labels, itself, shown)
+    if of == "differences":
+        columns = model.design.names.expert
+        full = tuple(f"expert{b + 1}.{t} - expert{a + 1}.{t}" for b, a in pairs(slots) for t in columns)
+        n, terms = len(full), tuple(columns) * len(pairs(slots))
+        return Asked(Labels(full, ("difference",) * n, (None,) * n, terms), partial(difference_target, slots))
+    # Probabilities and means are taken at one row of covariates.
+    row = covariate_profile(model.design, request.at, beside_columns(model))
+    trials = float(row.aux["trials"][0]) if "trials" in row.aux else 1.0
+    offset = float(row.aux["offset"][0]) if model.settings["offset"] in (request.at or {}) else 0.0
+
+    def at_row(levels: Array) -> Target:
+        gate = gate_target(slots, levels, row.gate[0])
+        if of == "probabilities":
+            return gate
+        experts = expert_target(slots, family, levels, row.expert[0], trials, offset)
+        return experts if of == "experts" else marginal_target(gate, experts)
+
+    if of == "mean":
+        return Asked(Labels(("mean",), ("mean",), (None,), ("mean",)), at_row, trials=trials)
+    word, block = ("probability", "gate") if of == "probabilities" else ("mean", "expert")
+    return Asked(Labels(tuple(f"{word}{c}" for c in every), (block,) * k, every, (word,) * k), at_row, trials=trials)
 
 
-def _beside(model: FittedVCMoE) -> list[str]:
+def beside_columns(model: FittedVCMoE) -> list[str]:
     """Columns beside the formula that means depend on."""
     return [str(model.settings[name]) for name in ("offset", "trials") if model.settings[name] is not None]
 
@@ -293,32 +320,11 @@ def _beside(model: FittedVCMoE) -> list[str]:
 def profile_values(model: FittedVCMoE, of: str, at: Mapping[str, Any] | None) -> dict[str, Any]:
     """Covariates at which probabilities or means are taken, by column."""
     design = model.design
-    row = covariate_profile(design, at, _beside(model)).frame.iloc[0]
+    row = covariate_profile(design, at, beside_columns(model)).frame.iloc[0]
     names = [] if of == "probabilities" else used_columns(design, "expert")
     if model.n_experts > 1:
         names = [*names, *used_columns(design, "gate")]
     return {name: row[name] for name in dict.fromkeys(names) if name != design.names.index}
-
-
-def _target(model: FittedVCMoE, request: BandRequest, design: Design | None, levels: Array) -> Target:
-    slots, family = model.problem.slots, model.problem.family
-    if design is None:
-        differences = request.of == "differences"
-        return (
-            difference_target(slots, levels)
-            if differences
-            else identity_target(levels, _shown(model, request.derivative))
-        )
-    gate = gate_target(slots, levels, design.gate[0])
-    if request.of == "probabilities":
-        return gate
-    offset = design.aux["offset"][0] if model.settings["offset"] in (request.at or {}) else 0.0
-    experts = expert_target(slots, family, levels, design.expert[0], _trials(design), float(offset))
-    return experts if request.of == "experts" else marginal_target(gate, experts)
-
-
-def _trials(design: Design) -> float:
-    return float(design.aux["trials"][0]) if "trials" in design.aux else 1.0
 
 
 def covariate_profile(design: Design, at: Mapping[str, Any] | None, beside: Sequence[str]) -> Design:
@@ -392,36 +398,18 @@ class BootstrapBands:
 
 
 def bootstrap_bands(
-    model: FittedVCMoE,
-    clusters: IntArray | None,
-    target: Callable[[Array], Array],
-    bias: str,
-    alpha: float,
-    n_boot: int,
-    rng: np.random.Generator,
-    n_jobs: int,
-    progress: bool | None,
-    derivative: int = 0,
+    model: FittedVCMoE, request: BandRequest, target: Callable[[Array], Array], rng: np.random.Generator
 ) -> BootstrapBands:
     """Standard errors and critical values from refits.
 
     Parameters
     ----------
     model : FittedVCMoE
-    clusters : ndarray of int, shape (n,), or None
-        Independent units, None for rows.
+    request : BandRequest
+        Its `clusters` are the independent units, None for rows.
     target : callable
-        Levels (G, L) to functions (G, R).
-    bias : str
-        As in `level_process`.
-    alpha : float
-        One minus the level of the bands.
-    n_boot : int
+        Levels (G, L), or derivatives if these are asked for, to functions (G, R).
     rng : numpy.random.Generator
-    n_jobs : int
-    progress : bool, optional
-    derivative : {0, 1}
-        As in `level_process`, and of what `target` takes.
 
     Returns
     -------
@@ -433,15 +421,18 @@ def bootstrap_bands(
     Every refit starts at the fit, so that its experts carry the same labels; replicates whose experts end up closer to
     another order are left out.
     """
-    seeds = rng.integers(0, 2**63 - 1, n_boot)
-    tasks = [(model.problem, model.coef, clusters, bias, derivative, model.searched, int(seed)) for seed in seeds]
-    found = [one for one in run_all(_replicate, tasks, n_jobs, progress, "bootstrap") if one is not None]
+    clusters, how = request.clusters, (request.bias, request.derivative, model.searched)
+    seeds = rng.integers(0, 2**63 - 1, request.n_boot)
+    tasks = [(model.problem, model.coef, clusters, *how, int(seed)) for seed in seeds]
+    found = [
+        one for one in run_all(_replicate, tasks, request.n_jobs, request.progress, "bootstrap") if one is not None
+    ]
     draws = np.array([target(levels) for levels in found])  # (B, G, R)
     se = draws.std(axis=0, ddof=1)
-    centre = draws.mean(axis=0) if clusters is not None else target(model.values(derivative))
+    centre = draws.mean(axis=0) if clusters is not None else target(model.values(request.derivative))
     deviation = np.abs((draws - centre) / np.where(se > 0.0, se, 1.0))
-    critical = np.quantile(deviation.max(axis=1), 1.0 - alpha, axis=0)
-    return BootstrapBands(se, critical, float(ndtri(1.0 - alpha / 2.0)))
+    critical = np.quantile(deviation.max(axis=1), 1.0 - request.alpha, axis=0)
+    return BootstrapBands(se, critical, float(ndtri(1.0 - request.alpha / 2.0)))
 
 
 def _replicate(
@@ -466,3 +457,60 @@ def same_labels(slots: Slots, before: Array, after: Array, scale: Array) -> bool
     old, new = (c[:, 0, slots.experts] / scale[slots.experts] for c in (before, after))
     distance = ((old.reshape(shape)[:, :, None] - new.reshape(shape)[:, None]) ** 2).sum(axis=(0, 3))
     return bool((distance.argmin(axis=1) == np.arange(k)).all())
+
+
+def gate_target(slots: Slots, levels: Array, gate_row: Array) -> Target:
+    """Probabilities of the experts at one row of gate covariates; (G, K)."""
+    k, m = slots.n_experts, slots.n_gate_columns
+    zeta = np.zeros((k, len(levels)))
+    zeta[1:] = np.einsum("gkm,m->kg", levels[:, slots.gates].reshape(len(levels), k - 1, m), gate_row)
+    prob = np.exp(log_softmax(zeta, axis=0)).T  # (G, K)
+    jacobian = np.zeros((len(levels), k, slots.n))
+    for c in range(1, k):
+        slope = prob * ((np.arange(k) == c) - prob[:, [c]])  # d prob_k / d zeta_c
+        jacobian[:, :, slots.gate(c)] = slope[:, :, None] * gate_row
+    return Target(prob, jacobian)
+
+
+def expert_target(
+    slots: Slots, family: Family, levels: Array, row: Array, trials: float = 1.0, offset: float = 0.0
+) -> Target:
+    """Expected responses of the experts at one row of covariates; (G, K)."""
+    k = slots.n_experts
+    eta = levels[:, slots.experts].reshape(len(levels), k, -1) @ row + offset  # (G, K)
+    ones = np.full(1, trials)
+    zeros = levels[:, slots.dispersions] if isinstance(family, ZeroInflated) else np.full_like(eta, -np.inf)
+    mean = family.mean(eta, ones) * expit(-zeros)
+    slope = family.mean_slope(eta, ones) * expit(-zeros)
+    jacobian = np.zeros((len(levels), k, slots.n))
+    for c in range(k):
+        jacobian[:, c, slots.expert(c)] = slope[:, [c]] * row
+        if isinstance(family, ZeroInflated):
+            jacobian[:, c, slots.dispersions.start + c] = -mean[:, c] * expit(zeros[:, c])
+    return Target(mean, jacobian)
+
+
+def marginal_target(gate: Target, experts: Target) -> Target:
+    """Expected response, experts averaged by the gate; (G, 1)."""
+    value = (gate.values * experts.values).sum(axis=1, keepdims=True)
+    jacobian = gate.jacobian * experts.values[:, :, None] + experts.jacobian * gate.values[:, :, None]
+    return Target(value, jacobian.sum(axis=1, keepdims=True))
+
+
+def difference_target(slots: Slots, levels: Array) -> Target:
+    """Expert coefficients of experts 2 .. K minus those of the ones before, by pair and column; (G, R)."""
+    every = np.arange(slots.n)
+    jacobians = []
+    for b, a in pairs(slots):
+        jacobian = np.zeros((slots.n_expert_columns, slots.n))
+        each = np.arange(slots.n_expert_columns)
+        jacobian[each, every[slots.expert(b)]] = 1.0
+        jacobian[each, every[slots.expert(a)]] = -1.0
+        jacobians.append(jacobian)
+    stacked = np.concatenate(jacobians) if jacobians else np.zeros((0, slots.n))
+    return Target(levels @ stacked.T, np.broadcast_to(stacked, (len(levels), *stacked.shape)))
+
+
+def pairs(slots: Slots) -> list[tuple[int, int]]:
+    """Pairs (later, earlier) of experts."""
+    return [(b, a) for b in range(slots.n_experts) for a in range(b)]

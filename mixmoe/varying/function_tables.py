@@ -30,8 +30,8 @@ from mixmoe.varying.function_frames import (
 )
 from mixmoe.varying.identifiability import WANTS_WIDER, WIDE
 from mixmoe.varying.joint_em import shape_of
-from mixmoe.varying.problem import interpolated
 from mixmoe.varying.setup import checked_numbers
+from mixmoe.varying.windows import interpolated
 
 if TYPE_CHECKING:
     from mixmoe.varying.results import VCMoEResults

@@ -26,18 +26,9 @@ from mixmoe.numerics.optimise import progress_bar
 from mixmoe.responses.exponential import is_normal
 from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.fitted import FittedVCMoE
-from mixmoe.varying.joint_em import REFIT, Control, Run, centred, on_grid, run_around_means, run_em, with_draw
-from mixmoe.varying.problem import (
-    Problem,
-    Rows,
-    Slots,
-    Windows,
-    build_problem,
-    epanechnikov,
-    even_grid,
-    interpolated,
-    wrapped,
-)
+from mixmoe.varying.joint_em import REFIT, Control, Run, on_grid, run_around_means, run_em, with_draw
+from mixmoe.varying.problem import Problem, Rows, Slots, build_problem, centred, even_grid
+from mixmoe.varying.windows import Windows, epanechnikov, interpolated, wrapped
 
 METHODS = ("bootstrap", "asymptotic", "calibrated")
 BINS = 300  # of the rows, for the moments of the statistic

@@ -25,7 +25,8 @@ from mixmoe.responses.distribution import LEAST_ETA
 from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.em_steps import Natural, own_coefficients
 from mixmoe.varying.joint_em import Control, Run
-from mixmoe.varying.problem import Problem, Rows, Windows, blocks, hermite_matrix, local_moments
+from mixmoe.varying.problem import Problem, Rows
+from mixmoe.varying.windows import Windows, blocks, hermite_matrix, local_moments
 
 INFINITE = 12.0  # a predictor beyond this means a probability of zero or one, below minus this a mean count of zero
 SEPARATED = 0.02  # share of the rows of an expert with such predictors from which on it is said

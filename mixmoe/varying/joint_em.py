@@ -1,9 +1,5 @@
 """Label-consistent EM for all grid points together, around the means of the covariates, from several starts.
 
-A line far from the origin of a covariate is hard to find: intercept and slope are all but collinear. And what is drawn
-towards a line function by function (`mixmoe.varying.smoothing`) should not depend on where a covariate has its origin.
-Around its means the intercept is the predictor of an average row, whatever the origin.
-
 Notes
 -----
 Deviations from Huang, Li and Wang: local-linear instead of local-constant fits, covariates in experts and gate, other
@@ -23,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from mixmoe._typing import Array, BoolArray, IntArray
+from mixmoe._typing import Array, IntArray
 from mixmoe.arguments import checked_choice, checked_positive
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError
@@ -43,16 +39,9 @@ from mixmoe.varying.em_steps import (
     posterior,
     row_logliks,
 )
-from mixmoe.varying.problem import (
-    THETA_FLOOR,
-    THETA_OVER_MEAN,
-    Problem,
-    Slots,
-    interpolated,
-    place_columns,
-    with_designs,
-)
-from mixmoe.varying.starts import DISTINCT, constant_mixtures, exchanges, widen
+from mixmoe.varying.problem import THETA_FLOOR, THETA_OVER_MEAN, Problem, Slots, centred, place_columns
+from mixmoe.varying.starts import DISTINCT, constant_mixtures, double_expert, exchanges, widen
+from mixmoe.varying.windows import interpolated
 
 MEMORY = 8  # differences kept by the acceleration
 SLACK = 1e-3  # an accelerated step may lower the log-likelihood by this fraction of its size per row, no more
@@ -286,89 +275,6 @@ def best_run(runs: list[Run]) -> Run:
     return replace(best, candidates=np.sort([r.loglik for r in runs])[::-1])
 
 
-@dataclass(frozen=True, slots=True)
-class Centring:
-    """Means that go from the covariates into the intercepts.
-
-    Attributes
-    ----------
-    expert, gate : ndarray, shape (p,), (m,)
-        What each coefficient adds to the intercept in the centred problem; zero for the intercept itself.
-    expert_intercept, gate_intercept : int
-        Column of the intercept; -1 if there is none, and nothing is centred.
-    """
-
-    expert: Array
-    gate: Array
-    expert_intercept: int
-    gate_intercept: int
-
-    def outwards(self, slots: Slots, coef: Array) -> Array:
-        """Coefficients (..., L) of the centred problem as those of the original problem."""
-        return self.inwards(slots, coef, -1.0)
-
-    def matrix(self, slots: Slots) -> Array:
-        """Coefficients of the original problem from those of the centred problem, shape (L, L)."""
-        return self.outwards(slots, np.eye(slots.n)).T
-
-    def inwards(self, slots: Slots, coef: Array, sign: float = 1.0) -> Array:
-        """Coefficients (..., L) of the original problem as those of the centred problem; with a minus the way back."""
-        out = coef.copy()
-        for c in range(slots.n_experts):
-            if self.expert_intercept >= 0:
-                where = slots.expert(c)
-                out[..., where.start + self.expert_intercept] += sign * (coef[..., where] @ self.expert)
-            if c and self.gate_intercept >= 0:
-                where = slots.gate(c)
-                out[..., where.start + self.gate_intercept] += sign * (coef[..., where] @ self.gate)
-        return out
-
-
-def centred(problem: Problem) -> tuple[Problem, Centring]:
-    """The problem with centred covariates, and the way between the two.
-
-    Parameters
-    ----------
-    problem : Problem
-
-    Returns
-    -------
-    tuple
-        A covariate with a varying coefficient is not centred beside a constant intercept, which would have to vary.
-    """
-    rows, slots, const = problem.rows, problem.slots, problem.const
-    p, m = slots.n_expert_columns, slots.n_gate_columns
-    experts = const[slots.experts].reshape(slots.n_experts, p)
-    gates = const[slots.gates].reshape(slots.n_experts - 1, m)
-    design, expert, first = _around_means(rows.design, rows.weights, experts)
-    gate, shift, second = _around_means(rows.gate, rows.weights, gates)
-    return with_designs(problem, design, gate), Centring(expert, shift, first, second)
-
-
-def _around_means(design: Array, weights: Array, const: BoolArray) -> tuple[Array, Array, int]:
-    """Centred columns, what each adds to the intercept, and the column of the intercept (-1 for none).
-
-    Parameters
-    ----------
-    design : ndarray, shape (n, q)
-    weights : ndarray, shape (n,)
-    const : ndarray of bool, shape (experts, q)
-    """
-    still = np.flatnonzero((np.ptp(design, axis=0) == 0.0) & (design[0] != 0.0))
-    if not len(still) or not len(const):
-        return design, np.zeros(design.shape[1]), -1
-    intercept = int(still[0])
-    means = np.average(design, axis=0, weights=weights)
-    fixed = const[:, [intercept]] & ~const
-    # Columns that are zero outside a group of rows, indicators and others: their origin is the reference group. A
-    # coefficient that runs off in one group would take a centred intercept along.
-    groups = [column != 0.0 for column in design.T if set(np.unique(column)) == {0.0, 1.0}]
-    inside = [any(not column[~group].any() for group in groups) for column in design.T]
-    means[fixed.any(axis=0) | np.array(inside)] = 0.0
-    means[still] = 0.0
-    return design - means, means / design[0, intercept], intercept
-
-
 def run_around_means(problem: Problem, start: Array, control: Control) -> Run:
     """EM from one start in the centred problem, its functions as those of the original one.
 
@@ -385,29 +291,6 @@ def run_around_means(problem: Problem, start: Array, control: Control) -> Run:
     inner, centring = centred(problem)
     run = run_em(inner, centring.inwards(inner.slots, start), control)
     return replace(run, coef=centring.outwards(inner.slots, run.coef))
-
-
-def turned_covariance(covariance: Array, turn: Array) -> Array:
-    """Covariance of the original coefficients from that of the centred ones.
-
-    Parameters
-    ----------
-    covariance : ndarray, shape (G, L, G, L)
-        NaN of a function stays with those it is part of.
-    turn : ndarray, shape (L, L)
-        See `Centring.matrix`.
-
-    Returns
-    -------
-    ndarray, shape (G, L, G, L)
-    """
-    parts = [np.flatnonzero(row) for row in turn]
-    out = np.empty_like(covariance)
-    for a, rows in enumerate(parts):
-        left = np.einsum("r,grhl->ghl", turn[a, rows], covariance[:, rows])
-        for b, columns in enumerate(parts):
-            out[:, a, :, b] = left[:, :, columns] @ turn[b, columns]
-    return out
 
 
 SPLITS = 3  # of each expert of the smaller fit
@@ -438,36 +321,6 @@ def fit_carried(problem: Problem, control: Control, rng: np.random.Generator, sm
     nested = run_em(problem, doubled[0], control)
     best = best_run([nested, run_em(problem, short[0].coef, control)])
     return replace(best, candidates=np.sort([nested.loglik, *(one.loglik for one in short)])[::-1])
-
-
-def double_expert(problem: Problem, few: Slots, coef: Array, c: int) -> Array:
-    """State (G, 2, L) in which expert c stands twice, the second time last, each with half of its probability.
-
-    Parameters
-    ----------
-    problem : Problem
-        With K experts.
-    few : Slots
-        Of K - 1 experts.
-    coef : ndarray, shape (G, 2, L')
-    c : int
-        From 0.
-    """
-    slots, lead = problem.slots, coef.shape[:2]
-    rows = np.ones(problem.rows.n)
-    intercept = np.linalg.lstsq(problem.rows.gate, rows, rcond=None)[0]
-    order = [*range(few.n_experts), c]
-    gates = np.zeros((*lead, few.n_experts, few.n_gate_columns))
-    gates[:, :, 1:] = coef[:, :, few.gates].reshape(*lead, few.n_experts - 1, few.n_gate_columns)
-    gates = gates[:, :, order]
-    gates[:, 0, [c, -1]] -= np.log(2.0) * intercept
-    out = np.empty((*lead, slots.n))
-    experts = coef[:, :, few.experts].reshape(*lead, few.n_experts, -1)
-    out[:, :, slots.experts] = experts[:, :, order].reshape(*lead, -1)
-    if slots.has_dispersion:
-        out[:, :, slots.dispersions] = coef[:, :, few.dispersions][:, :, order]
-    out[:, :, slots.gates] = (gates[:, :, 1:] - gates[:, :, :1]).reshape(*lead, -1)
-    return out
 
 
 def split_rows(problem: Problem, doubled: Array, c: int, rng: np.random.Generator) -> Array:

@@ -43,7 +43,7 @@ from mixmoe.varying.em_steps import (
     scoring_normal,
     solve_scaled,
 )
-from mixmoe.varying.joint_em import Control, centred, on_grid, run_em
+from mixmoe.varying.joint_em import Control, on_grid, run_em
 from mixmoe.varying.local_likelihood import (
     assemble_terms,
     build_local,
@@ -53,16 +53,8 @@ from mixmoe.varying.local_likelihood import (
     natural_design,
     whole_block,
 )
-from mixmoe.varying.problem import (
-    Problem,
-    Slots,
-    blocks,
-    build_problem,
-    epanechnikov,
-    hermite_matrix,
-    linear_matrix,
-    wrapped,
-)
+from mixmoe.varying.problem import Problem, Slots, build_problem, centred
+from mixmoe.varying.windows import blocks, epanechnikov, hermite_matrix, linear_matrix, wrapped
 
 LOWEST = -30.0  # log density of a held-out row counts at least this much, so that one outlier does not decide
 NUMBERS_HELD = 1 << 22  # in the inverse matrices of the rows that are handled at once
@@ -320,7 +312,7 @@ def effective_df(problem: Problem, coef: Array) -> float:
     between = linear_matrix(problem.windows.grid, problem.rows.index, problem.rows.period)
     points, share = between.indices.reshape(-1, 2), between.data[1::2]
     natural = own_natural(problem, coef)
-    terms = assemble_terms(problem, whole_block(problem.rows.n), natural.eta, natural.delta, natural.log_gate)
+    terms = assemble_terms(problem, whole_block(problem.rows.n), natural)
     local, peak = build_local(problem, 1), float(epanechnikov(np.zeros(1))[0])
     chunk = max(HAT_NUMBERS_HELD // problem.slots.n**2, 1)
     for start in range(0, problem.rows.n, chunk):

@@ -29,17 +29,8 @@ from mixmoe.varying.em_steps import (
     unit_score,
     window_prior,
 )
-from mixmoe.varying.problem import (
-    Block,
-    Problem,
-    Slots,
-    Windows,
-    blocks,
-    epanechnikov,
-    local_moments,
-    local_predictor,
-    wrapped,
-)
+from mixmoe.varying.problem import Problem, Slots
+from mixmoe.varying.windows import Block, Windows, blocks, epanechnikov, local_moments, local_predictor, wrapped
 
 NEGLIGIBLE = 1e-5  # information about a predictor, per row, below which it has run to where rows say nothing
 LOADED = 0.05  # share of the largest loading from which on a coefficient takes part in a direction
@@ -250,20 +241,15 @@ def natural_predictors(local: Local, block: Block, coef: Array) -> Natural:
 def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
     """Score and information of every pair of a block in its natural parameters, see `natural_predictors`."""
     natural = natural_predictors(local, block, coef)
-    terms = assemble_terms(local.problem, block, natural.eta, natural.delta, natural.log_gate)
+    terms = assemble_terms(local.problem, block, natural)
     rows, gates = local.problem.rows, local.problem.slots.gates
     if rows.penalty is None or local.problem.slots.n_experts == 1:
         return terms
     return replace(terms, prior=window_prior(rows.penalty, rows, block, natural.log_gate, local.free[:, gates]))
 
 
-def natural_score(problem: Problem, outcome: Outcome, natural: Natural) -> Array:
-    """Score of rows in their natural parameters, shape (d, n)."""
-    return _complete(problem, outcome, natural.eta, natural.delta, natural.log_gate).score
-
-
 @dataclass(frozen=True, slots=True)
-class _Complete:
+class CompleteScores:
     """Complete-data scores and their expectation given the response.
 
     Attributes
@@ -287,7 +273,9 @@ class _Complete:
     parts: Derivatives
 
 
-def _complete(problem: Problem, outcome: Outcome, eta: Array, delta: Array, log_gate: Array) -> _Complete:
+def complete_scores(problem: Problem, outcome: Outcome, natural: Natural) -> CompleteScores:
+    """Scores of rows in their natural parameters, (K, n) predictors each, before and after memberships are averaged."""
+    eta, delta, log_gate = natural.eta, natural.delta, natural.log_gate
     joint = log_gate + problem.family.log_density(outcome, eta, delta)
     # Responsibilities, density and score share one exponential per expert and row.
     top = joint.max(axis=0)
@@ -302,12 +290,12 @@ def _complete(problem: Problem, outcome: Outcome, eta: Array, delta: Array, log_
     score = resp[owners] * raw
     # The derivative of log pi_c in predictor a is 1{a=c} - pi_a; given the response 1{a=c} becomes the responsibility.
     score[k * (1 + disp) :] -= prob[1:]
-    return _Complete(owners, resp, prob, raw, score, total, parts)
+    return CompleteScores(owners, resp, prob, raw, score, total, parts)
 
 
-def assemble_terms(problem: Problem, block: Block, eta: Array, delta: Array, log_gate: Array) -> NaturalTerms:
+def assemble_terms(problem: Problem, block: Block, natural: Natural) -> NaturalTerms:
     """Score and information in natural parameters from the predictors of the pairs, (K, pairs) each."""
-    c = _complete(problem, problem.rows.outcome.take(block.rows), eta, delta, log_gate)
+    c = complete_scores(problem, problem.rows.outcome.take(block.rows), natural)
     resp, prob, parts, owners = c.resp, c.prob, c.parts, c.owners
     k, disp = problem.slots.n_experts, problem.slots.has_dispersion
     weighted = resp[owners] * c.raw  # E[complete score], up to the constant of the gate
@@ -489,6 +477,5 @@ def _as_functions(slots: Slots, coefficients: BoolArray) -> BoolArray:
 
 def whole_block(n: int) -> Block:
     """All rows once, at their own index values."""
-    every = np.arange(n)
-    edges = np.array([0, n])
-    return Block(0, 1, edges[:1], edges[1:], edges, np.zeros(n), np.ones(n), every, n)
+    edges, rows = np.array([0, n]), (slice(0, n),)
+    return Block(0, 1, edges[:1], edges, rows, rows, np.zeros(n), np.ones(n), np.arange(n), n)

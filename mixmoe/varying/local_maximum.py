@@ -7,11 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array, BoolArray
-from mixmoe.varying.em_steps import (
-    LEAST_CURVATURE,
-    limit_dispersion,
-    solve_scaled,
-)
+from mixmoe.varying.em_steps import LEAST_CURVATURE, limit_dispersion, solve_scaled
 from mixmoe.varying.local_likelihood import (
     Local,
     NaturalTerms,
@@ -25,12 +21,8 @@ from mixmoe.varying.local_likelihood import (
     state_of,
     without_information,
 )
-from mixmoe.varying.problem import (
-    Block,
-    Problem,
-    Slots,
-    blocks,
-)
+from mixmoe.varying.problem import Problem, Slots
+from mixmoe.varying.windows import Block, blocks
 
 NEWTON_ROUNDS = (6, 6, 30)  # iterations; each round goes on with the grid points that have not converged
 NEWTON_TOLERANCE = 1e-8
@@ -320,21 +312,15 @@ def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:
     complete = local_information(local, block, terms.penalised(terms.complete), terms.kernel)[bad]
     step = np.empty_like(flat)
     step[~bad] = solve_scaled(matrix[~bad], flat[~bad])
-    step[bad] = _uphill(matrix[bad], flat[bad], np.einsum("gii->gi", complete))
-    return step.reshape(gradient.shape) * local.free  # turned eigenvectors are zero there only up to rounding
-
-
-def _uphill(matrix: Array, gradient: Array, scale: Array) -> Array:
-    """Newton direction with the curvature turned positive: away from saddle points, which plain EM leaves slowly.
-
-    NaN where something is not finite, so that the grid point counts as lost.
-    """
+    # Elsewhere with the curvature turned positive: away from saddle points, which plain EM leaves slowly.
+    scale: Array = np.einsum("gii->gi", complete)
     root = 1.0 / np.sqrt(np.where(scale > LEAST_CURVATURE, scale, np.inf))  # no curvature, no step
     with np.errstate(over="ignore", invalid="ignore"):
-        unit = 0.5 * (matrix + np.swapaxes(matrix, 1, 2)) * root[:, :, None] * root[:, None, :]
-    finite = np.asarray(np.isfinite(unit).all(axis=(1, 2)), dtype=np.bool_)
-    usable = finite & np.isfinite(gradient).all(axis=1)
+        unit = 0.5 * (matrix[bad] + np.swapaxes(matrix[bad], 1, 2)) * root[:, :, None] * root[:, None, :]
+    usable: BoolArray = np.asarray(np.isfinite(unit).all(axis=(1, 2)) & np.isfinite(flat[bad]).all(axis=1))
     values, vectors = np.linalg.eigh(np.where(usable[:, None, None], unit, np.eye(unit.shape[1])))
-    turned = np.einsum("gji,gj->gi", vectors, np.where(usable[:, None], gradient, np.nan) * root)
-    out: Array = np.einsum("gij,gj->gi", vectors, turned / np.maximum(np.abs(values), FLAT)) * root
-    return out
+    # NaN where something is not finite, so that the grid point counts as lost.
+    pulled: Array = np.where(usable[:, None], flat[bad], np.nan) * root
+    turned: Array = np.einsum("gji,gj->gi", vectors, pulled)
+    step[bad] = np.einsum("gij,gj->gi", vectors, turned / np.maximum(np.abs(values), FLAT)) * root
+    return step.reshape(gradient.shape) * local.free  # turned eigenvectors are zero there only up to rounding

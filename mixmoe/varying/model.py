@@ -38,7 +38,6 @@ from mixmoe.varying.joint_em import (
     Control,
     Run,
     Shaped,
-    centred,
     checked_tails,
     fit_shape,
     on_grid,
@@ -46,7 +45,7 @@ from mixmoe.varying.joint_em import (
     shape_of,
     with_shape,
 )
-from mixmoe.varying.problem import LINE, Problem, Slots, build_problem, nearest_widths
+from mixmoe.varying.problem import Problem, Slots, build_problem, centred, nearest_widths
 from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.setup import (
     FEWEST_COMPARED,
@@ -69,6 +68,7 @@ from mixmoe.varying.setup import (
     window_fault,
 )
 from mixmoe.varying.smoothing import From, maximise
+from mixmoe.varying.windows import LINE
 
 
 class VCMoE:

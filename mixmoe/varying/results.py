@@ -22,23 +22,13 @@ from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.summary import Summary, header_table, named_summary
 from mixmoe.varying import function_tables
 from mixmoe.varying.bands import LevelProcess, level_process
-from mixmoe.varying.dispersion_limits import ThetaProfile
 from mixmoe.varying.em_steps import posterior
 from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
-from mixmoe.varying.function_frames import (
-    BandRequest,
-    band_frame,
-    function_frame,
-)
+from mixmoe.varying.function_frames import BandRequest, band_frame, function_frame
 from mixmoe.varying.glr import METHODS as NULL_LAWS
-from mixmoe.varying.glr import (
-    GLRRequest,
-    GLRTest,
-    asymptotic_p_values,
-    refused,
-    tested,
-)
+from mixmoe.varying.glr import GLRRequest, GLRTest, asymptotic_p_values, refused, tested
 from mixmoe.varying.leave_one_out import effective_df, fitness
+from mixmoe.varying.likelihood_limits import ThetaProfile, theta_profile
 from mixmoe.varying.prediction import predicted, prediction_rows, response_places
 
 SEED = 20260101  # of the critical values in summaries and figures, so that they print the same every time
@@ -371,36 +361,17 @@ class VCMoEResults(MoEResults):
         Returns
         -------
         tuple of Curve
-            ``y`` is the estimate, as in `summary` and `functions`.
-        """
-        checked_choice(kind, "kind", self._curve_kinds)
-        return function_tables.curves(self, kind, {"rng": SEED, **options})
-
-    def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
-        """A figure; needs matplotlib.
-
-        Parameters
-        ----------
-        kind : str, optional
-            One of the kinds of `curves`, by default ``"functions"``; ``"responsibilities"``; or of `panels`.
-        ax : matplotlib Axes, optional
-            Where to draw.
-        **options
-            Passed to `curves` or `panels`.
-
-        Returns
-        -------
-        Figure, or `ax` if given
+            ``y`` is the estimate, as in `summary`, `functions` and `predict`.
 
         Notes
         -----
-        A line is the estimate of `summary`, `functions` and `predict`. Its bands are corrected for bias unless
-        ``bias=`` says otherwise, so that the line need not run in their middle. The darker shade holds the pointwise
-        limits, the lighter one between dotted lines the simultaneous band. Where there are no bands, as at thin ends of
-        the index, the line runs alone; where they are very wide they run out of the figure. Dispersions have a log
-        axis.
+        Bands are corrected for bias unless ``bias=`` says otherwise, so that the line need not run in their middle. In
+        a figure the darker shade holds the pointwise limits, the lighter one between dotted lines the simultaneous
+        band. Where there are no bands, as at thin ends of the index, the line runs alone; where they are very wide they
+        run out of the figure. Dispersions have a log axis.
         """
-        return super().plot(kind, ax, **options)
+        checked_choice(kind, "kind", self._curve_kinds)
+        return function_tables.curves(self, kind, {"rng": SEED, **options})
 
     @property
     def _rivals(self) -> int:
@@ -437,7 +408,8 @@ class VCMoEResults(MoEResults):
 
     def _bands(self, request: BandRequest, rng: Any) -> pd.DataFrame:
         """Bands over the units of the covariance of the fit."""
-        model, clusters, key = self.model, self.model.clusters_of(self.cov_type), (request.bias, request.derivative)
+        model, key = self.model, (request.bias, request.derivative)
+        clusters = model.clusters if self.cov_type == "cluster" else None
         request = replace(request, clusters=clusters)
         if key not in self._processes:  # kept because all output needs it
             how = (request.bias, clusters, self.cov.corrected, request.derivative, model.searched)
@@ -445,6 +417,6 @@ class VCMoEResults(MoEResults):
         process, theta = self._processes[key], None
         if request.of == "coefficients" and not request.derivative:
             if request.bias not in self._thetas:
-                self._thetas[request.bias] = process.theta_profile(request.progress)
+                self._thetas[request.bias] = theta_profile(process, request.progress)
             theta = self._thetas[request.bias]
         return band_frame(model, process, theta, request, checked_rng(rng))

@@ -36,38 +36,39 @@ MacKinnon, J. G. and White, H. (1985). Some heteroskedasticity-consistent covari
 Zhao, Q., Greenwood, C. M. T. and Zhang, Q. (2026). Varying-Coefficient Mixture of Experts Model. arXiv 2601.01699.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
 
 from mixmoe._typing import Array, BoolArray, IntArray
+from mixmoe.inference.small_samples import cluster_moves, leverage_power
 from mixmoe.varying.em_steps import Natural, WindowPrior, global_units, own_natural
 from mixmoe.varying.leave_one_out import Node
 from mixmoe.varying.local_likelihood import (
     Local,
     NaturalTerms,
     assemble_terms,
+    complete_scores,
     constants_without_information,
     full_information,
     local_pieces,
     masked_information,
     natural_design,
     natural_predictors,
-    natural_score,
     state_of,
     unit_diagonal,
     whole_block,
     without_information,
 )
 from mixmoe.varying.local_maximum import on_limit
-from mixmoe.varying.problem import Block, Problem, linear_matrix
+from mixmoe.varying.problem import Problem
+from mixmoe.varying.windows import Block, linear_matrix
 
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
 ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 of rows with one expert, HC3 of others and CR3 of clusters
 SINGULAR = 1e-12  # smallest singular value of the scaled equation of the constants with which it is solved
-LEAST = 0.05  # share of its own score left to a row or cluster, at least: on its own it says nothing about its error
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,16 +164,10 @@ def influence(
         natural = natural_predictors(local, block, coef[block.first : block.last])
         score = terms.score if added is None else terms.added_score(added)
         for g in range(block.last - block.first):
-            at, span = block.first + g, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
-            rows = block.part(g)
-            # Clusters are corrected as wholes below, so their rows must not be corrected one by one as well.
-            lever = _lever(local, block, terms, g, inverse[g], power if clusters is None else 0.0)
-            move = np.einsum("dw,wdk->wk", score[:, span], lever)  # (w, D L)
-            if clusters is not None and power:
-                move = _together(local, block, terms, g, inverse[g], clusters[rows], power)
+            at, rows = block.first + g, block.parts[g]
+            move, unbiased = _moves(local, block, terms, g, inverse[g], score, power, nodes, clusters)
             pieces.append(unit * move[:, wanted])
-            unbiased = _lever(local, block, terms, g, inverse[g], ROOT) if nodes and power == WHOLE else lever
-            df[at] = _model_df(local.problem, natural.take(span), rows, nodes, unbiased[:, :, wanted])
+            df[at] = _model_df(local.problem, natural.take(block.spans[g]), rows, nodes, unbiased[:, :, wanted])
             if border is not None:
                 drift = -inverse[g] @ full[g][:, slots]  # (D L, C): how the local solution follows the constants
                 coupling[at] = unit * drift[wanted]
@@ -253,16 +248,10 @@ def gate_influence(
         natural = natural_predictors(local, block, coef[block.first : block.last])
         score = terms.score if added is None else terms.added_score(added)
         for g in range(block.last - block.first):
-            at, span = block.first + g, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
-            rows = block.part(g)
-            lever = _lever(local, block, terms, g, inverse[g], power if clusters is None else 0.0)[:, :, wanted]
-            move = np.einsum("dw,wdk->wk", score[:, span], lever)
-            if clusters is not None and power:
-                move = _together(local, block, terms, g, inverse[g], clusters[rows], power)[:, wanted]
-            unbiased = lever
-            if nodes and power == WHOLE:
-                unbiased = _lever(local, block, terms, g, inverse[g], ROOT)[:, :, wanted]
-            df[at, gates] = _model_df(local.problem, natural.take(span), rows, nodes, unbiased)
+            at, rows = block.first + g, block.parts[g]
+            move, unbiased = _moves(local, block, terms, g, inverse[g], score, power, nodes, clusters)
+            move, unbiased = move[:, wanted], unbiased[:, :, wanted]
+            df[at, gates] = _model_df(local.problem, natural.take(block.spans[g]), rows, nodes, unbiased)
             drift = -np.einsum("lk,kgm->lgm", inverse[g][wanted], _mixed_curvature(local, block, terms, g, between))
             lo[at], piece = _second_step(first, out, at, int(block.lo[g]), unit * move, unit * drift)
             hi[at] = lo[at] + len(piece)
@@ -306,11 +295,10 @@ def _second_step(
 
 def _mixed_curvature(local: Local, block: Block, terms: NaturalTerms, g: int, between: sparse.csr_array) -> Array:
     """Derivatives of minus the local score of the gate by the levels of the experts at all grid points, (D L, G, L)."""
-    slots, span = local.problem.slots, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
-    rows = block.part(g)
+    slots, span, rows = local.problem.slots, block.spans[g], block.parts[g]
     first = local.parts[-1].where.start  # natural parameters of the gate come last
     here = natural_design(local, rows, block.t[span])[:, first:]  # (w, K - 1, D L)
-    there = natural_design(local, rows, np.zeros(int(block.hi[g] - block.lo[g])))[:, :first, : slots.n]  # (w, d, L)
+    there = natural_design(local, rows, np.zeros(span.stop - span.start))[:, :first, : slots.n]  # (w, d, L)
     curvature = np.moveaxis(terms.information[first:, :first, span] * terms.kernel[span], -1, 0)
     product = np.swapaxes(here, 1, 2) @ curvature @ there  # (w, D L, L)
     summed = between[rows].T @ product.reshape(len(product), -1)
@@ -328,116 +316,50 @@ def _inverses(full: Array, free: BoolArray) -> Array:
     return np.where(free[:, :, None] & free[:, None, :], out, 0.0)
 
 
+def _moves(
+    local: Local,
+    block: Block,
+    terms: NaturalTerms,
+    g: int,
+    inverse: Array,
+    score: Array,
+    power: float,
+    nodes: Sequence[Node],
+    clusters: IntArray | None,
+) -> tuple[Array, Array]:
+    """Influence of rows on the solution at one grid point, (w, D L), and the derivatives behind its df, (w, d, D L)."""
+    # Clusters are corrected as wholes, so their rows must not be corrected one by one as well.
+    lever = _lever(local, block, terms, g, inverse, power if clusters is None else 0.0)
+    move = np.einsum("dw,wdk->wk", score[:, block.spans[g]], lever)
+    if clusters is not None and power:
+        move = _together(local, block, terms, g, inverse, clusters[block.parts[g]], power)
+    return move, _lever(local, block, terms, g, inverse, ROOT) if nodes and power == WHOLE else lever
+
+
 def _lever(local: Local, block: Block, terms: NaturalTerms, g: int, inverse: Array, power: float) -> Array:
     """Derivatives of the solution at one grid point by the scores of the rows, corrected, (w, d, D L)."""
-    span = slice(int(block.offsets[g]), int(block.offsets[g + 1]))
+    span = block.spans[g]
     kernel = terms.kernel[span, None, None]
-    design = natural_design(local, block.part(g), block.t[span])  # (w, d, D L)
+    design = natural_design(local, block.parts[g], block.t[span])  # (w, d, D L)
     out: Array = kernel * (design @ inverse)
     if power and np.isfinite(inverse).all():
         curvature = np.moveaxis(terms.information[:, :, span], -1, 0) * kernel
-        out = corrected(curvature, (design @ inverse) @ np.swapaxes(design, 1, 2), power) @ out
+        out = leverage_power(curvature, (design @ inverse) @ np.swapaxes(design, 1, 2), power) @ out
     return out
-
-
-def corrected(curvature: Array, leverage: Array, power: float) -> Array:
-    """``(I - L C)^-power`` for symmetric matrices C and positive semi-definite L, shape (w, d, d) each.
-
-    Parameters
-    ----------
-    curvature, leverage : ndarray, shape (w, d, d)
-        C may be indefinite. Eigenvalues of ``I - L C`` below a floor count as the floor.
-    power : float
-
-    Returns
-    -------
-    ndarray, shape (w, d, d)
-
-    Notes
-    -----
-    With ``L = T T'`` the power series gives ``I + T g(T' C T) T' C``, ``g(x) = ((1 - x)^-power - 1) / x``.
-    """
-    size = np.sqrt(np.einsum("wii->wi", leverage))
-    size, unit = np.where(size > 0.0, size, 1.0), np.eye(leverage.shape[1])
-    correlation = leverage / (size[:, :, None] * size[:, None, :])
-    root = size[:, :, None] * np.linalg.cholesky(correlation + 1e-12 * unit)
-    values, vectors = np.linalg.eigh(np.swapaxes(root, 1, 2) @ curvature @ root)
-    small = np.abs(values) < 1e-8
-    gain = (np.maximum(1.0 - values, LEAST) ** -power - 1.0) / np.where(small, 1.0, values)
-    turned = root @ vectors
-    half = turned * np.where(small, power, gain)[:, None, :]
-    return np.asarray(unit + half @ np.swapaxes(turned, 1, 2) @ curvature, dtype=np.float64)
 
 
 def _together(
     local: Local, block: Block, terms: NaturalTerms, g: int, inverse: Array, codes: IntArray, power: float
 ) -> Array:
     """Influence of the rows on the solution at one grid point, corrected by the factors of their clusters, (w, D L)."""
-    span = slice(int(block.offsets[g]), int(block.offsets[g + 1]))
+    span = block.spans[g]
     kernel = terms.kernel[span]
-    design = natural_design(local, block.part(g), block.t[span])  # (w, d, D L)
+    design = natural_design(local, block.parts[g], block.t[span])  # (w, d, D L)
     gradient = np.einsum("dw,wdk->wk", terms.score[:, span] * kernel, design)
     if not np.isfinite(inverse).all():
         return gradient @ inverse
     curvature = np.moveaxis(terms.information[:, :, span] * kernel, -1, 0)
     return cluster_moves(gradient, curvature, design, inverse, codes, power)
-
-
-def cluster_moves(
-    gradient: Array, curvature: Array, design: Array, inverse: Array, codes: IntArray, power: float
-) -> Array:
-    """``(I - V H_c)^-power V g_i`` for each row i of a cluster c, shape (w, k).
-
-    Parameters
-    ----------
-    gradient : ndarray, shape (w, k)
-        Score g_i of each row.
-    curvature : ndarray, shape (w, d, d)
-        Information of each row in its natural parameters.
-    design : ndarray, shape (w, d, k)
-        Derivatives of these by the coefficients, so that the information of a cluster is ``H_c = sum_i Z_i' C_i Z_i``.
-    inverse : ndarray, shape (k, k)
-        V, the inverse of the information of all rows, positive semi-definite.
-    codes : ndarray of int, shape (w,)
-    power : float
-
-    Returns
-    -------
-    ndarray, shape (w, k)
-
-    Notes
-    -----
-    With ``V = R R'`` this is ``R (I - R' H_c R)^-power R' g_i``. Eigenvalues below a floor count as the floor.
-    """
-    root = _root(inverse)
-    seen, pull, out = design @ root, gradient @ root, np.empty((len(gradient), root.shape[1]))
-    for rows in _by_size(codes):
-        stacked = seen[rows].reshape(len(rows), rows.shape[1] * seen.shape[1], root.shape[1])  # (c, m d, k)
-        bent = (curvature[rows] @ seen[rows]).reshape(stacked.shape)
-        values, vectors = np.linalg.eigh(np.eye(root.shape[1]) - np.swapaxes(stacked, 1, 2) @ bent)
-        gain = np.maximum(values, LEAST)[:, None, :] ** -power
-        out[rows] = pull[rows] @ ((vectors * gain) @ np.swapaxes(vectors, 1, 2))
-    return np.asarray(out @ root.T, dtype=np.float64)
-
-
-def _by_size(codes: IntArray) -> Iterator[IntArray]:
-    """Rows of the clusters, (c, m), for clusters with the same number m of rows together, not too many at once."""
-    order = np.argsort(codes, kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(codes[order]) != 0))
-    sizes = np.diff(np.append(starts, len(codes)))
-    for m in np.unique(sizes):
-        first = starts[sizes == m]
-        for some in np.array_split(first, -(-len(first) * m // CHUNK)):
-            yield order[some[:, None] + np.arange(m)]
-
-
-def _root(matrix: Array) -> Array:
-    """A matrix R with ``R R'`` the given positive semi-definite one, without the columns that are zero."""
-    size = np.sqrt(np.diag(matrix))
-    scale = np.where(size > 0.0, size, 1.0)
-    values, vectors = np.linalg.eigh(matrix / np.outer(scale, scale))
-    kept = values > np.finfo(float).eps
-    return np.asarray(scale[:, None] * vectors[:, kept] * np.sqrt(values[kept]), dtype=np.float64)
 
 
 def _model_df(problem: Problem, natural: Natural, rows: slice | IntArray, nodes: Sequence[Node], lever: Array) -> Array:
@@ -456,7 +378,7 @@ def _model_df(problem: Problem, natural: Natural, rows: slice | IntArray, nodes:
         return np.full(lever.shape[2], np.nan)
     mean, fourth = np.zeros((len(lever), lever.shape[2])), np.zeros(lever.shape[2])
     for node in nodes:
-        score, weight = natural_score(problem, node.outcome.take(rows), natural), node.weight[rows]
+        score, weight = complete_scores(problem, node.outcome.take(rows), natural).score, node.weight[rows]
         squares = np.einsum("dw,wdl->wl", score, lever) ** 2
         mean += weight[:, None] * squares
         fourth += weight @ squares**2
@@ -483,7 +405,7 @@ class _Border:
         rows, n_slots = problem.rows, local.free.shape[1]
         natural = own_natural(problem, state_of(local, coef))
         whole = whole_block(rows.n)
-        terms = assemble_terms(problem, whole, natural.eta, natural.delta, natural.log_gate)
+        terms = assemble_terms(problem, whole, natural)
         terms = replace(terms, prior=_prior_of_constants(problem, natural))
         score = terms.score if added is None else terms.added_score(added)
         design = natural_design(local, slice(None), np.zeros(rows.n))[:, :, :n_slots]  # (n, d, L)

@@ -18,23 +18,8 @@ from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.responses.distribution import ETA_LIMIT, MOST_COUNTS, OFFSETS, Family, Observed, Outcome, check_maximum
 from mixmoe.varying.identifiability import constants_fault
-from mixmoe.varying.joint_em import centred
-from mixmoe.varying.problem import (
-    LINE,
-    Problem,
-    Rows,
-    Slots,
-    Windows,
-    blocks,
-    effective_rows,
-    even_grid,
-    hankel,
-    local_moments,
-    nearest_widths,
-    once_round,
-    origin,
-    pooled_spread,
-)
+from mixmoe.varying.problem import Problem, Rows, Slots, centred, even_grid, nearest_widths, pooled_spread
+from mixmoe.varying.windows import LINE, Windows, blocks, effective_rows, hankel, local_moments, once_round, origin
 
 WIDEST = 100  # bandwidths over the range of the index beyond which windows no longer differ
 EXACT = 1e-10  # residual standard deviation over largest response below which a response has no error
@@ -527,7 +512,7 @@ def _collinear(
         return None
     loading = np.abs(vectors[worst, :, 0]).reshape(2, q).max(axis=0)
     found = varying[loading > 0.1 * loading.max()]
-    inside = design[windows.part(worst)]
+    inside = design[windows.parts[worst]]
     still = [j for j in found if np.ptp(inside[:, j]) == 0.0 < np.ptp(design[:, j])]
     found = np.array(still) if still else found  # constant there, beside an intercept that need not be named
     named = ", ".join(repr(names[j]) for j in found)

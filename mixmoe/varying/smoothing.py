@@ -49,7 +49,7 @@ from scipy.optimize import minimize_scalar
 from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.responses.exponential import StudentT
 from mixmoe.varying.em_steps import limit_dispersion, own_natural, posterior
-from mixmoe.varying.joint_em import Control, Run, best_run, centred, fit_carried, fit_functions
+from mixmoe.varying.joint_em import Control, Run, best_run, fit_carried, fit_functions
 from mixmoe.varying.leave_one_out import effective_df
 from mixmoe.varying.local_likelihood import (
     local_information,
@@ -59,8 +59,9 @@ from mixmoe.varying.local_likelihood import (
     unit_diagonal,
 )
 from mixmoe.varying.local_maximum import LocalMaxima, LocalPart, local_maxima, on_limit
-from mixmoe.varying.problem import LINE, Problem, Slots, Windows, build_problem, epanechnikov, linear_matrix, wrapped
+from mixmoe.varying.problem import Problem, Slots, build_problem, centred
 from mixmoe.varying.starts import permute_experts, reported_order
+from mixmoe.varying.windows import LINE, Windows, epanechnikov, linear_matrix, wrapped
 
 SHARES = (1.0, 0.5, 0.25)  # of the way from the local maxima to the smoothed functions
 
@@ -210,7 +211,7 @@ def local_linear_operator(windows: Windows, weights: Array) -> Array:
     between = linear_matrix(windows.grid, windows.index, windows.period)
     out = np.empty((windows.n_grid, windows.n_grid))
     for g in range(windows.n_grid):
-        rows = windows.part(g)
+        rows = windows.parts[g]
         away = wrapped(windows.index[rows] - windows.grid[g], windows.period)
         t, kernel = away / windows.bandwidth, epanechnikov(away / windows.widths[g]) * weights[rows]
         s0, s1, s2 = kernel.sum(), kernel @ t, kernel @ (t * t)
@@ -396,8 +397,7 @@ def summed_influence(part: LocalPart, functions: IntArray) -> Array:
         information = local_information(local, block, terms.penalised(terms.information), terms.kernel)
         score = terms.score * terms.kernel * shares[block.rows]
         for g in range(block.last - block.first):
-            span = slice(int(block.offsets[g]), int(block.offsets[g + 1]))
-            rows = block.part(g)
+            span, rows = block.spans[g], block.parts[g]
             gradient = np.einsum("dw,wdk->wk", score[:, span], natural_design(local, rows, block.t[span]))
             move = gradient @ _inverse(information[g])[:, columns]
             np.add.at(out[:, block.first + g], units[rows], move)

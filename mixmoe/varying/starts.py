@@ -19,19 +19,8 @@ from mixmoe.inference.cells import (
 )
 from mixmoe.mixture.estimate import Flag
 from mixmoe.responses.zero_inflated import ZeroInflated
-from mixmoe.varying.em_steps import (
-    Natural,
-    global_step,
-    natural_parameters,
-    own_natural,
-    posterior,
-    row_logliks,
-)
-from mixmoe.varying.problem import (
-    Problem,
-    Rows,
-    Slots,
-)
+from mixmoe.varying.em_steps import Natural, global_step, natural_parameters, own_natural, posterior, row_logliks
+from mixmoe.varying.problem import Problem, Rows, Slots
 
 SCREENING_ITERATIONS = 8  # EM iterations of every start, then the better ones go on
 LOCKSTEP_ITERATIONS = 12
@@ -234,6 +223,36 @@ def permute_experts(slots: Slots, coef: Array, order: NDArray[np.intp]) -> Array
         full[..., 1:, :] = coef[..., slots.gates].reshape(*lead, k - 1, -1)
         moved = full[..., order, :]
         out[..., slots.gates] = (moved[..., 1:, :] - moved[..., :1, :]).reshape(*lead, -1)
+    return out
+
+
+def double_expert(problem: Problem, few: Slots, coef: Array, c: int) -> Array:
+    """State (G, 2, L) in which expert c stands twice, the second time last, each with half of its probability.
+
+    Parameters
+    ----------
+    problem : Problem
+        With K experts.
+    few : Slots
+        Of K - 1 experts.
+    coef : ndarray, shape (G, 2, L')
+    c : int
+        From 0.
+    """
+    slots, lead = problem.slots, coef.shape[:2]
+    rows = np.ones(problem.rows.n)
+    intercept = np.linalg.lstsq(problem.rows.gate, rows, rcond=None)[0]
+    order = [*range(few.n_experts), c]
+    gates = np.zeros((*lead, few.n_experts, few.n_gate_columns))
+    gates[:, :, 1:] = coef[:, :, few.gates].reshape(*lead, few.n_experts - 1, few.n_gate_columns)
+    gates = gates[:, :, order]
+    gates[:, 0, [c, -1]] -= np.log(2.0) * intercept
+    out = np.empty((*lead, slots.n))
+    experts = coef[:, :, few.experts].reshape(*lead, few.n_experts, -1)
+    out[:, :, slots.experts] = experts[:, :, order].reshape(*lead, -1)
+    if slots.has_dispersion:
+        out[:, :, slots.dispersions] = coef[:, :, few.dispersions][:, :, order]
+    out[:, :, slots.gates] = (gates[:, :, 1:] - gates[:, :, :1]).reshape(*lead, -1)
     return out
 
 

@@ -56,16 +56,16 @@ def varying():
 
 
 def test_experts_that_are_there_are_found(two):
-    test = two.test_experts(5, starts=1, rng=0)
+    test = two.test_experts(3, starts=1, rng=0)
     assert test.experts == 2
     assert test.statistic == pytest.approx(2 * (test.loglik - test.loglik_null))
     assert test.loglik == pytest.approx(two.llf, abs=0.1)
     assert test.exceeded == 0
-    assert test.pvalue == pytest.approx(1 / 6)
-    assert test.n_boot == len(test.null) == 5
+    assert test.pvalue == pytest.approx(1 / 4)
+    assert test.n_boot == len(test.null) == 3
     assert (test.null >= -1e-6).all()
     assert "2 experts against 1" in str(test)
-    assert "0 of 5 draws from 1 experts" in str(test)
+    assert "0 of 3 draws from 1 experts" in str(test)
 
 
 @pytest.fixture
@@ -88,10 +88,10 @@ def test_experts_that_are_not_there_end_the_draws_early(spurious, instant):
 
 
 def test_the_number_of_workers_plays_no_part(spurious):
-    one = spurious.test_experts(3, starts=1, rng=1, stop="never")
-    two = spurious.test_experts(3, starts=1, rng=1, stop="never", n_jobs=2)
+    one = spurious.test_experts(2, starts=1, rng=1, stop="never")
+    two = spurious.test_experts(2, starts=1, rng=1, stop="never", n_jobs=2)
     np.testing.assert_array_equal(one.null, two.null)
-    assert one.pvalue == two.pvalue > 0.2
+    assert one.pvalue == two.pvalue
     assert "no early stopping" in str(one)
 
 
@@ -125,14 +125,14 @@ def test_draws_that_cannot_be_fitted_are_counted(spurious, monkeypatch):
     estimate, calls = mm.MEMoE.estimate, itertools.count()
 
     def sometimes(self, *args):
-        if next(calls) in (4, 8):  # two fits to the data, then two per draw
+        if next(calls) in (2, 4):  # two fits to the data, then two per draw
             raise np.linalg.LinAlgError("singular")
         return estimate(self, *args)
 
     monkeypatch.setattr(mm.MEMoE, "estimate", sometimes)
-    test = spurious.test_experts(4, starts=1, rng=0, stop="never")
+    test = spurious.test_experts(3, starts=1, rng=0, stop="never")
     assert test.n_failed == 2
-    assert test.n_boot == 2
+    assert test.n_boot == 1
     assert "2 more failed" in str(test)
 
 
@@ -148,16 +148,13 @@ def test_a_degenerate_fit_to_a_draw_is_no_statistic():
 
 
 def test_the_recipe_misses_little(spurious):
-    """Split experts and 8 starts per expert against 64 in draws from one expert: the higher of both is the maximum."""
-    model, rng = spurious.model, np.random.default_rng(5)
-    null, _ = observed_fits(model, 2, 1, rng)
-    few, many = [], []
-    for seed in range(2):
-        response = model.drawn(null, np.random.default_rng(seed))
-        for starts, into in ((16, few), (64, many)):
-            small = model.estimate(1, 1, np.random.default_rng(seed), None, response)
-            into.append(model.estimate(2, starts, np.random.default_rng(seed), small, response).loglik - small.loglik)
-    assert 2 * (np.mean(np.maximum(few, many)) - np.mean(few)) < 2.0
+    """Split experts and 8 starts per expert against 64 in a draw from one expert: the higher of both is the maximum."""
+    model = spurious.model
+    null, _ = observed_fits(model, 2, 1, np.random.default_rng(5))
+    response = model.drawn(null, np.random.default_rng(0))
+    small = model.estimate(1, 1, np.random.default_rng(0), None, response)
+    few, many = (model.estimate(2, n, np.random.default_rng(0), small, response).loglik for n in (16, 64))
+    assert 2 * (max(few, many) - few) < 2.0
 
 
 def test_draws_come_from_the_smaller_fit(two):

@@ -39,6 +39,8 @@ CASES = {  # name -> family, formula, options of mm.fit
     "NME, network": ("NME", "y ~ time | re: (last | id)", {"hidden": (3,), "epochs": 5}),
     "NME, categories": ("NME", "state ~ x1 | re: (bias | id)", {"hidden": (), "epochs": 5}),
     "NME, states": ("NME", "state ~ x1 | re: (transitions | id) | seq: time", {"hidden": (), "epochs": 5}),
+    "NMoE": ("NMoE", "y ~ nn(time) | gate: nn(z1) | re: (1 | id)", {"experts": 2, "hidden": (2,), "starts": 2}),
+    "NMoE, linear": ("NMoE", "y ~ nn(time) | re: (0 | id)", {"experts": 2, "hidden": (), "starts": 2}),
     "Toy": ("Toy", "y ~ time | re: (0 | id)", {"experts": 2, "toy": 2.0}),
 }
 
@@ -78,7 +80,7 @@ def quiet(formula, data, **options):
 
 @pytest.fixture(scope="module", params=list(CASES))
 def case(request, data):
-    if request.param.startswith("NME"):
+    if request.param.startswith(("NME", "NMoE")):
         pytest.importorskip("torch")
     return Case(request.param, data)
 

@@ -95,6 +95,11 @@ def case(request):
     return Fitted(request.param)
 
 
+def only(*names):
+    """For what fits again, or draws all that there is, and knows nothing of the response: some of the cases."""
+    return pytest.mark.parametrize("case", [f"MEMoE, {name}" for name in names], indirect=True)
+
+
 CHECKED = {
     "f_test",
     "adequacy",
@@ -276,6 +281,7 @@ def test_hypotheses(case):
     assert isinstance(fit.wald_test(f"{bounded[-1]} = 0"), InvalidTest)
 
 
+@only("two experts", "rows as units", "binomial", "proportional")
 def test_likelihood_ratio(case):
     smaller = case.formula.replace(" | gate: z1", "") if case.K > 1 else case.formula.replace(" + x1", "")
     assert smaller != case.formula
@@ -294,6 +300,7 @@ def test_what_is_not_defined_says_what_to_use(name, case):
         getattr(case.fit, name)()
 
 
+@only("one expert", "rows as units", "correlated errors", "binomial")
 def test_number_of_experts(case):
     if case.K == 1:
         assert isinstance(case.fit.test_experts(2), InvalidTest)
@@ -522,6 +529,7 @@ def test_workbook(case, tmp_path):
     assert len(sheets["rows"]) == case.n
 
 
+@only("one expert", "rows as units", "unequal and t errors", "ordinal")
 def test_report(case, tmp_path):
     path = case.fit.report(tmp_path / "report.html")
     page = path.read_text(encoding="utf-8")
@@ -557,6 +565,7 @@ def test_diagnostic_figures(kind, case):
     plt.close("all")
 
 
+@only("one expert", "rows as units", "unequal and t errors", "beta", "proportional")
 def test_profile_and_diagnose(case):
     found = case.fit.profile(case.fit.params.index[-1], points=5)
     assert found.lower < found.estimate < found.upper

@@ -9,7 +9,7 @@ import mixmoe as mm
 from mixmoe.families import families
 
 OWN = ("formula", "data", "experts")
-RETURNED = {"MEMoEResults": "MEMoE", "VCMoEResults": "VCMoE", "NMEResults": "NME"}
+RETURNED = {"MEMoEResults": "MEMoE", "VCMoEResults": "VCMoE", "NMEResults": "NME", "NMoEResults": "NMoE"}
 OVERLOADS = typing.get_overloads(mm.fit)
 
 
@@ -43,7 +43,7 @@ def test_the_keyword_that_asks_for_a_family_decides():
         ]
         for one in OVERLOADS
     ]
-    assert needed == [["hidden"], ["network"], ["bandwidth"], []]
+    assert needed == [["body"], ["hidden"], ["network"], ["bandwidth"], []]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 import mixmoe as mm
 from mixmoe.errors import MixmoeWarning
-from mixmoe.inference.uncertainty import corrected_scores, leverage
+from mixmoe.inference.small_samples import corrected_scores, leverage
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed import information
 from mixmoe.mixture.estimate import Parameter, ParamLayout
@@ -211,16 +211,16 @@ def test_many_subjects_change_nothing():
 def test_scores_of_a_unit_that_holds_more_than_all_are_doubled():
     """Shares of 1.3, 0.2 and -0.5 of an information of one: (1 - h)^-1 bounded at 2, 1.25, and never below 1."""
     shares = np.array([1.3, 0.2, -0.5]).reshape(3, 1, 1)
-    units = leverage(4.0 * shares, np.array([[0.5]]), jackknife=True)
+    units = leverage(shares, jackknife=True)
     scores = corrected_scores(np.full((3, 1), 2.0), np.array([[0.5]]), units)
     np.testing.assert_allclose(scores[:, 0], [2.0, 1.25, 1.0])
     assert units.heavy.tolist() == [True, False, False]
-    assert not leverage(4.0 * shares, np.array([[0.5]])).heavy.any()
+    assert not leverage(shares).heavy.any()
 
 
 def test_scores_of_a_variance_are_doubled_at_most_with_one_expert():
     """Shares of 0.9 in a coefficient and in a variance: (1 - h)^-1/2 is 3.16, and at most 2."""
-    units = leverage(np.diag([0.9, 0.9])[None], np.eye(2), further=np.array([False, True]))
+    units = leverage(np.diag([0.9, 0.9])[None], further=np.array([False, True]))
     np.testing.assert_allclose(np.diag(units.factor[0]), [0.1**-0.5, 2.0])
 
 

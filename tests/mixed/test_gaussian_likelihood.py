@@ -10,7 +10,6 @@ from statsmodels.discrete.discrete_model import MNLogit
 from mixmoe.mixed.likelihood.gaussian import (
     expert_posterior,
     experts_of_products,
-    summed_second_moments,
 )
 from mixmoe.mixed.parameters import Params
 from mixmoe.mixture import gate
@@ -225,13 +224,12 @@ def test_scores_are_derivatives_of_the_log_density(case):
 def test_sums_over_subjects_are_those_of_the_subjects(case):
     """What is summed by products of long matrices equals what is formed per subject and then summed."""
     weights = np.random.default_rng(8).uniform(size=(len(case.beta), case.moments.n_subjects))
-    post = case.posterior()
     densities = case.moments.densities(case.params())
     each, ours = densities.scores()[0], densities.summed_scores(weights[None])[0]
     np.testing.assert_allclose(ours, (each * weights[:, None]).sum(axis=2), rtol=1e-10, atol=1e-10)
     means, spread = (part[0] for part in (densities.effects().means, densities.effects().covariances))
     second = means[:, :, None] * means[:, None] + spread
-    ours = summed_second_moments(post, weights)
+    ours = densities.second_moments(weights)
     np.testing.assert_allclose(ours, (second * weights[:, None, None]).sum(axis=3), rtol=1e-10, atol=1e-10)
 
 

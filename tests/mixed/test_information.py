@@ -12,11 +12,12 @@ import mixmoe as mm
 from mixmoe.errors import ArgumentError, BoundaryWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed import estimation as bootstrap
+from mixmoe.mixed.ascents import permute
+from mixmoe.mixed.boundary import Basis
 from mixmoe.mixed.estimation import Resample, resampled
-from mixmoe.mixed.information import Basis, invert_information
+from mixmoe.mixed.information import invert_information
 from mixmoe.mixed.likelihood.observed import observed_information, subject_scores
 from mixmoe.mixed.parameters import free_to_reported_jacobian
-from mixmoe.mixed.search import permute
 from tests import dense
 
 FORMULA = "y ~ time + common(x1) | gate: z1 | re: (1 + time | id)"

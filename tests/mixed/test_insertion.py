@@ -7,26 +7,28 @@ import pytest
 
 from mixmoe import simulate
 from mixmoe.mixed.end_points import nearly_exact
+from mixmoe.mixed.insertion import (
+    _tilted,
+    beside,
+    gains_little,
+    inserted_starts,
+    insertions,
+    with_new,
+    without_expert,
+    worth,
+)
 from mixmoe.mixed.likelihood.observed import evaluate, subject_logliks
 from mixmoe.mixed.model import MEMoE
 from mixmoe.mixed.parameters import working_to_free
 from mixmoe.mixed.search import search, search_from
 from mixmoe.mixed.starting_values import (
-    _tilted,
-    beside,
     carried_starts,
     fewer_experts,
     fit_one_expert,
-    gains_little,
-    inserted_starts,
-    insertions,
     random_side,
     random_starts,
     refit,
     repeat_expert,
-    with_new,
-    without_expert,
-    worth,
 )
 from mixmoe.numerics.linalg import logsumexp
 from mixmoe.numerics.optimise import Control

@@ -10,7 +10,8 @@ import pytest
 
 import mixmoe as mm
 from mixmoe.errors import MixmoeWarning
-from mixmoe.inference.uncertainty import corrected_by_factors, corrected_scores, leverage
+from mixmoe.inference.small_samples import corrected_by_factors, corrected_scores, leverage
+from mixmoe.mixed.insertion import gains_little
 from mixmoe.mixed.likelihood import columns
 from mixmoe.mixed.likelihood.observed import (
     evaluate,
@@ -21,7 +22,6 @@ from mixmoe.mixed.likelihood.observed import (
     unit_information,
 )
 from mixmoe.mixed.parameters import free_to_working
-from mixmoe.mixed.starting_values import gains_little
 from mixmoe.numerics.linalg import cholesky_of_one, derivative_along, floored_inverse, slope
 from mixmoe.numerics.optimise import Control, Evaluation, bfgs_update, climb, inverse_information
 
@@ -256,7 +256,7 @@ def test_leverage_of_low_rank(d, jackknife, further):
     factors[2, -1] = factors[2, 0]  # and one that is there twice
     half, scores = 0.1 * rng.normal(size=(9, 9)), rng.normal(size=(4, 9))
     information = np.swapaxes(factors, 1, 2) @ matrices @ factors
-    units = leverage(information, half, jackknife, further)
+    units = leverage(half.T @ information @ half, jackknife, further)
     expected = corrected_scores(scores, half, units)
     ours, heavy = corrected_by_factors(scores, factors @ half, matrices, half, jackknife, further)
     assert heavy.tolist() == units.heavy.tolist()

@@ -11,9 +11,10 @@ import mixmoe as mm
 from mixmoe.errors import ArgumentError, BoundaryWarning, ConvergenceWarning, DegeneracyWarning
 from mixmoe.mixed import estimation
 from mixmoe.mixed import search as estimate
+from mixmoe.mixed.ascents import Guarded, permute
 from mixmoe.mixed.em import em_iterations
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
-from mixmoe.mixed.search import order_experts, permute, search
+from mixmoe.mixed.search import order_experts, search
 from mixmoe.mixed.starting_values import fit_one_expert, random_starts, split_merge_starts
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 from tests import dense
@@ -481,7 +482,7 @@ class _Interrupting:
     """An objective of which the user tires after a number of evaluations."""
 
     def __init__(self, monkeypatch, after):
-        self.calls, self.after, original = 0, after, estimate.Guarded.__call__
+        self.calls, self.after, original = 0, after, Guarded.__call__
 
         def call(guarded, theta):
             self.calls += 1
@@ -489,7 +490,7 @@ class _Interrupting:
                 raise KeyboardInterrupt
             return original(guarded, theta)
 
-        monkeypatch.setattr(estimate.Guarded, "__call__", call)
+        monkeypatch.setattr(Guarded, "__call__", call)
 
 
 def count_calls(monkeypatch, data):

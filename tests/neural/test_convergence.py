@@ -14,8 +14,6 @@ from mixmoe.errors import ArgumentError, MixmoeWarning
 torch = pytest.importorskip("torch")
 
 from mixmoe.neural.estimators.last_layer import (  # noqa: E402
-    COLLINEAR,
-    WIDE,
     LastState,
     add_exact_gradients,
     factors_of,
@@ -47,22 +45,28 @@ def quiet(formula="y ~ t | re: (last | id)", **options):
         return mm.fit(formula, DATA, **{"hidden": (2,), "baselines": False, "rng": 0, **options})
 
 
+def dense_pieces(values, x):
+    """Features (N, T, 3) and covariance of the rows given the last layer (N, T, T) of a network 1 - 2 - 1."""
+    hidden, entries, log_sigma = values[:4], values[4:10], values[10]
+    H = torch.cat([torch.tanh(x.unsqueeze(-1) * hidden[:2] + hidden[2:]), torch.ones_like(x).unsqueeze(-1)], dim=-1)
+    L = torch.zeros(3, 3, dtype=torch.float64).index_put(tuple(torch.tril_indices(3, 3)), entries)
+    Z = H @ L
+    return H, (2 * log_sigma).exp() * (torch.eye(x.shape[1]) + Z @ Z.mT)
+
+
 def dense_objective(values, x, y):
-    """Log-likelihood of last-layer effects of a network 1 - 2 - 1 by dense densities, less the penalties.
+    """Log-likelihood with the population's last layer, N(0, 9), integrated out, and the priors: one dense density.
 
     Parameters
     ----------
     x, y : Tensor, shape (persons, rows)
     """
-    hidden, beta, entries, log_sigma = values[:4], values[4:7], values[7:13], values[13]
-    H = torch.cat([torch.tanh(x.unsqueeze(-1) * hidden[:2] + hidden[2:]), torch.ones_like(x).unsqueeze(-1)], dim=-1)
-    L = torch.zeros(3, 3, dtype=torch.float64).index_put(tuple(torch.tril_indices(3, 3)), entries)
-    Z = H @ L
-    V = (2 * log_sigma).exp() * (torch.eye(x.shape[1]) + Z @ Z.mT)
-    normal = torch.distributions.MultivariateNormal(torch.zeros_like(x), V)
-    ridge = (COLLINEAR * x.numel() + WIDE) * beta.square().sum() / (2 * log_sigma).exp()
-    priors = hidden.square().sum() + (2 * log_sigma).exp() * entries.square().sum()
-    return normal.log_prob(y - H @ beta).sum() - 0.5 * priors - 0.5 * ridge
+    H, V = dense_pieces(values, x)
+    flat = H.flatten(0, 1)
+    whole = torch.block_diag(*V) + 9.0 * flat @ flat.T
+    normal = torch.distributions.MultivariateNormal(torch.zeros(y.numel(), dtype=torch.float64), whole)
+    priors = values[:4].square().sum() + (2 * values[10]).exp() * values[4:10].square().sum()
+    return normal.log_prob(y.flatten()) - 0.5 * priors
 
 
 def test_another_optimiser_finds_nothing_above_a_default_fit():
@@ -72,12 +76,15 @@ def test_another_optimiser_finds_nothing_above_a_default_fit():
     x = torch.tensor(scaling.inputs(fit.model.design.expert)[:, 0].reshape(shape))
     y = torch.tensor(scaling.response(np.asarray(fit.model.design.response, dtype=float)).reshape(shape))
     sigma = np.sqrt(trained.sigma2)
-    start = np.concatenate([trained.theta, (trained.loading / sigma)[np.tril_indices(3)], [np.log(sigma)]])
+    start = np.concatenate([trained.theta[:4], (trained.loading / sigma)[np.tril_indices(3)], [np.log(sigma)]])
     here = float(dense_objective(torch.tensor(start), x, y))
-    theta, n = torch.tensor(trained.theta), y.numel()
-    penalty = 0.5 * float(theta[:4].square().sum()) + 0.5 * np.square(trained.loading).sum()
-    penalty += 0.5 * (COLLINEAR * n + WIDE) * float(theta[4:].square().sum()) / sigma**2
-    assert trained.loglik == pytest.approx(here + penalty, abs=1e-8)  # what is printed is the plain likelihood
+    H, V = dense_pieces(torch.tensor(start), x)
+    precision = (H.mT @ torch.linalg.solve(V, H)).sum(0) + torch.eye(3) / 9.0
+    beta = torch.linalg.solve(precision, (H.mT @ torch.linalg.solve(V, y.unsqueeze(-1))).sum(0)).squeeze(-1)
+    np.testing.assert_allclose(trained.theta[4:], beta, rtol=1e-7)  # the posterior mean
+    normal = torch.distributions.MultivariateNormal(torch.zeros_like(x), V)
+    printed = float(normal.log_prob(y - H @ beta).sum())
+    assert trained.loglik == pytest.approx(printed, abs=1e-8)  # what is printed is the plain likelihood
 
     def downhill(values):
         leaf = torch.tensor(values, requires_grad=True)
@@ -86,7 +93,7 @@ def test_another_optimiser_finds_nothing_above_a_default_fit():
 
     found = minimize(downhill, start, jac=True, method="BFGS", options={"maxiter": 200})
     assert fit.converged
-    assert -found.fun - here < near_enough(len(theta))
+    assert -found.fun - here < near_enough(len(trained.theta))
 
 
 @pytest.mark.parametrize("prior", [0.0, 1.0])

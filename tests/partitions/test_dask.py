@@ -1,14 +1,20 @@
 """Fits of Dask frames equal fits of the same rows in memory, on threads and on workers of a cluster."""
 
+import gc
 import os
 import signal
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 import mixmoe as mm
-from mixmoe.errors import DesignError
+from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.mixed.likelihood.gaussian import GaussianExperts
+from mixmoe.mixed.likelihood.spread import SpreadExperts
+from mixmoe.mixed.partitioned import PartitionedMEMoE
+from mixmoe.partitions.scan import as_partitions
 
 frames = pytest.importorskip("dask.dataframe")
 FORMULA = "y ~ bs(time, df=4) + scale(x1) + C(g) | gate: z1 | re: (1 | id)"
@@ -78,19 +84,74 @@ class Killer:
         return value
 
 
-@pytest.mark.slow
-def test_workers_of_a_cluster_and_the_death_of_one_change_nothing(rows, in_memory, tmp_path):
+@contextmanager
+def a_client(**options):
+    """A client of a local cluster."""
     distributed = pytest.importorskip("distributed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the cluster: ports in use, workers that are restarted
-        cluster = distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, env={"DASK_WORKER_OF_TEST": "1"}
-        )
-        with cluster, distributed.Client(cluster):
-            same(fitted(partitioned(rows, 5)), in_memory)
-            killed = FORMULA.replace("bs(time, df=4)", "bs(f(time), df=4)")
-            mark = tmp_path / "killed"
-            context = {"f": np.vectorize(Killer(str(mark)), otypes=[float])}
-            found = mm.fit(killed, partitioned(rows, 5), experts=2, rng=0, starts=4, context=context)
+        cluster = distributed.LocalCluster(threads_per_worker=1, dashboard_address=None, **options)
+        with cluster, distributed.Client(cluster) as client:
+            yield client
+
+
+def test_what_workers_keep_gives_the_fit_in_memory_and_is_here_afterwards(rows, in_memory):
+    rows = rows.assign(w=1.0 + rows["id"] % 3, h=np.where(rows["id"] % 7 < 3, "b", "a"))
+    formula = "y ~ time * h + x1 | re: (1 + time | id)"
+    options = {"experts": 1, "rng": 0, "weights": "w", "cluster": "g7"}
+    rows["g7"] = rows["id"] % 17
+    partial = rows.assign(x1=np.where(rows["id"] < 9, np.nan, rows["x1"]))
+    seen = []
+    with a_client(processes=False, n_workers=2) as client:
+        with pytest.MonkeyPatch.context() as patch:
+            mapped = SpreadExperts.mapped
+            patch.setattr(SpreadExperts, "mapped", lambda self, task: seen.append(task) or mapped(self, task))
+            found = fitted(partitioned(rows, 7))
+            other = mm.fit(formula, partitioned(partial, 3), **options)
+            alone = mm.fit("y ~ time | re: (1 | id)", partitioned(rows, 2), experts=1, method="reml", rng=0)
+        gc.collect()
+        assert not client.futures  # nothing is left with the workers
+        with pytest.raises(DesignError, match=r"'x1' is inf .*rows counted in partition 0"):
+            fitted(partitioned(rows.assign(x1=np.inf), 2))
+        with pytest.raises(ArgumentError, match="lies in more than one cluster"):
+            mm.fit(formula, partitioned(rows.assign(g7=range(len(rows))), 3), **options)
+    assert len(seen) > 10
+    assert isinstance(found.model.problem.experts, GaussianExperts)
+    same(found, in_memory)
+    np.testing.assert_allclose(found.random_effects, in_memory.random_effects, rtol=1e-6, atol=1e-9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        same(other, mm.fit(formula, partial, **options))
+    same(alone, mm.fit("y ~ time | re: (1 | id)", rows, experts=1, method="reml", rng=0))
+
+
+def test_a_cluster_that_is_gone_is_told(rows):
+    with a_client(processes=False, n_workers=1):
+        model = PartitionedMEMoE(FORMULA, as_partitions(partitioned(rows, 3)), 2)
+    with pytest.raises(ArgumentError, match="if the client is closed or its workers are lost, open another"):
+        model.fit(rng=0)
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_and_the_death_of_one_change_nothing(rows, in_memory, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    mapped, left, mark = SpreadExperts.mapped, [8], tmp_path / "killed"
+
+    def mapped_and_killed(self, task):
+        left[0] -= 1
+        if not left[0]:  # in the middle of an ascent
+            client = distributed.default_client()
+            one = next(iter(client.scheduler_info()["workers"]))
+            os.kill(client.run(os.getpid, workers=[one])[one], signal.SIGKILL)
+        return mapped(self, task)
+
+    monkeypatch.setattr(SpreadExperts, "mapped", mapped_and_killed)
+    with a_client(n_workers=2, env={"DASK_WORKER_OF_TEST": "1"}):
+        killed = FORMULA.replace("bs(time, df=4)", "bs(f(time), df=4)")
+        context = {"f": np.vectorize(Killer(str(mark)), otypes=[float])}
+        found = mm.fit(killed, partitioned(rows, 5), experts=2, rng=0, starts=4, context=context)
     assert mark.exists()
+    assert left[0] < 0
+    assert found.llf == pytest.approx(in_memory.llf, rel=1e-10)
     np.testing.assert_allclose(found.params, in_memory.params, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(found.bse, in_memory.bse, rtol=1e-6)

@@ -13,7 +13,7 @@ from mixmoe.errors import DesignError
 from mixmoe.mixed.model import MEMoE
 from mixmoe.mixed.partitioned import PartitionedMEMoE
 from mixmoe.partitions.moments import BySubject, Gathering, packed_products, signs_in_memory, unpacked
-from mixmoe.partitions.survey import COLLECTORS, merge, summaries_of
+from mixmoe.partitions.summaries import COLLECTORS, merge, summaries_of
 
 X = np.random.default_rng(5).gamma(2.0, 3.0, 311)
 
@@ -62,7 +62,7 @@ def test_what_the_design_calls_merged_is_what_partitions_collect():
 
 
 def test_too_many_different_values_are_refused(monkeypatch):
-    monkeypatch.setattr("mixmoe.partitions.survey.MOST_VALUES", 100)
+    monkeypatch.setattr("mixmoe.partitions.summaries.MOST_VALUES", 100)
     with pytest.raises(DesignError, match=r"more than 100 different values.*knots="):
         collected("bs", [150], df=5)
     collected("bs", [150])

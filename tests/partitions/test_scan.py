@@ -292,10 +292,10 @@ def test_what_needs_all_rows_refuses(scanned, name):
         ("y ~ scale(bs(time, df=4)) | re: (1 | id)", {}, "of another such transform"),
         ("y ~ f(time) | re: (1 | id)", {"context": {"f": np.sin and (lambda x: x - x.mean())}}, "np.vectorize"),
         ("y ~ time | gate: z1", {}, "no section re:"),
-        ("y ~ time | re: (1 | id)", {"errors": "ar1"}, "errors"),
-        ("y ~ time | re: (1 | id) | sigma: time", {}, "'sigma:' needs the rows"),
-        ("y ~ time | re: (1 | id)", {"errors_dist": "t"}, "errors"),
-        ("g ~ time | re: (1 | id)", {"family": "binomial"}, "are for family='gaussian'"),
+        ("y ~ time | re: (1 | id)", {"errors": "car1"}, "errors='car1' needs time="),
+        ("y ~ time | re: (1 | id) | sigma: time", {}, "'sigma:' is not there for partitioned"),
+        ("y ~ time | re: (1 | id)", {"family": "ordinal"}, "needs the levels of all rows"),
+        ("g ~ time | re: (1 | id)", {"family": "binomial"}, "response.*'g'"),
         ("y ~ time | re: (1 | id)", {"weights": np.ones(720)}, "name of a column"),
         ("y ~ time | re: (1 | id)", {"formula_engine": "patsy"}, "formula_engine='formulaic'"),
         ("y ~ time | gate: x1 | re: (1 | id)", {}, "'x1' varies within subject"),
@@ -353,12 +353,17 @@ def test_whole_and_other_numbers_may_be_mixed(rows, tmp_path):
     same(fitted(mm.scan(pattern), formula), fitted(data, formula))
 
 
-def test_new_levels_and_other_baselines_are_refused_in_predictions(rows, scanned):
+def test_new_levels_and_other_baselines_are_refused_in_predictions(rows, scanned, tmp_path):
     new = rows.dropna().head(4)
     with pytest.raises(DesignError, match=r"'g' is 'other' in row .*has not seen"):
         scanned.predict(new.assign(g="other"))
     with pytest.raises(DesignError, match=r"'center\(z1\)' of subject .* differs between the data of the fit"):
         scanned.predict(new.assign(z1=new["z1"] + 1), "subject")
+    # The last chunk is the wrong one: what was written before it is gone, too.
+    later = written(tmp_path, pd.concat([new, new.assign(g="other")]), 2)
+    with pytest.raises(DesignError, match=r"'g' is 'other' .*part01"):
+        scanned.predict(mm.scan(later)).to_parquet(tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_scan_refuses_what_matches_nothing(tmp_path):

@@ -13,7 +13,7 @@ from mixmoe.errors import MixmoeWarning
 from mixmoe.mixed import search
 
 FORMULA = "y ~ time + x1 | gate: z1 | re: (1 + time | id)"
-FEW = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SEEDS = st.integers(0, 2**20)
 LOGLIK = 1e-6  # absolute; a maximum found twice
 SHIFTS = st.floats(-1e3, 1e3, allow_subnormal=False)
@@ -27,7 +27,7 @@ def simulated(seed, preset="separated", n_subjects=60):
 def fitted(data, formula=FORMULA, experts=2, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)  # flags are not what is tested here
-        return mm.fit(formula, data, experts, rng=0, **({"starts": 10} | options))
+        return mm.fit(formula, data, experts, rng=0, **({"starts": 4} | options))
 
 
 DATA = simulated(3, n_subjects=80)
@@ -199,7 +199,7 @@ def with_groups():
     return DATA.assign(g=np.where(DATA["id"] % 3 == 0, "a", np.where(DATA["id"] % 3 == 1, "b", "c")))
 
 
-@settings(FEW, max_examples=8)
+@settings(FEW, max_examples=5)
 @given(st.lists(st.sampled_from(TERMS), min_size=1, max_size=3, unique=True), SEEDS)
 def test_predicting_the_training_data_gives_the_fit(terms, seed):
     data = with_groups()

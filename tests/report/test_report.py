@@ -1,10 +1,13 @@
 """The report: valid, self-contained, escaped, complete, and shown by a browser without complaint."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -145,9 +148,17 @@ def shown(path, *options):
     picture = path.with_suffix(".png")
     command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *options]
     command += ["--virtual-time-budget=5000", "--window-size=1100,3000", f"--screenshot={picture}", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0
-    return SimpleNamespace(console=re.findall(r"CONSOLE.*", done.stderr), picture=picture)
+    log = path.with_suffix(".log")
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "start_new_session": True}
+    # Helpers of a browser may outlive it and hold its pipes, for whose end one would wait forever: a file has no end.
+    with log.open("w", encoding="utf-8") as stderr, subprocess.Popen(command, stderr=stderr, **quiet) as browser:
+        try:
+            assert browser.wait(timeout=120) == 0
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(browser.pid, signal.SIGKILL)
+    console = re.findall(r"CONSOLE.*", log.read_text(encoding="utf-8", errors="replace"))
+    return SimpleNamespace(console=console, picture=picture)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")

@@ -270,7 +270,7 @@ def transitions(seeds):
         chosen = seeds if shift == 0.0 else list(seeds)[: max(len(seeds) // 6, 1)]
         p = []
         for seed in chosen:
-            fit = mm.fit(formula, tied_chains(seed, shift), hidden=(), epochs=120, baselines=False, rng=0)
+            fit = mm.fit(formula, tied_chains(seed, shift), hidden=(), epochs=60, baselines=False, rng=0)
             p.append(fit.transition_tests().loc["w", ["wald_pvalue", "lr_pvalue"]].to_numpy(dtype=float))
             if len(p) % 10 == 0:
                 print(f"  shift {shift}, {len(p)}: {(np.array(p) < 0.05).sum(0)} rejected at .05", flush=True)

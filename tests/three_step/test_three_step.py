@@ -143,7 +143,7 @@ def test_without_covariates_membership_is_the_posterior_mass(case):
 
 
 def test_standard_errors_are_those_of_the_jackknife_over_all_steps():
-    fit, out, options = overlapping(120)
+    fit, out, options = overlapping(70)
     data = fit.model.design.frame
 
     def steps(f, known):

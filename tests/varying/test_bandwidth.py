@@ -14,7 +14,8 @@ from mixmoe.varying.joint_em import Control, fit_functions, run_em
 from mixmoe.varying.leave_one_out import held_out, left_out_logliks, left_out_predictors, without_rows
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
-from mixmoe.varying.problem import epanechnikov, pooled_spread
+from mixmoe.varying.problem import pooled_spread
+from mixmoe.varying.windows import epanechnikov
 from tests.varying.helpers import make_problem
 
 EXACT = 1e-9  # sums in another order

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from mixmoe.varying.em_steps import own_natural
-from mixmoe.varying.joint_em import centred
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
+from mixmoe.varying.problem import centred
 from tests.varying.helpers import make_problem
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"

@@ -18,8 +18,8 @@ from mixmoe.varying.bands import asymptotic_critical, equivalent_kernel
 from mixmoe.varying.glr import null_law
 from mixmoe.varying.leave_one_out import left_out_predictors, without_rows
 from mixmoe.varying.model import VCMoE
-from mixmoe.varying.problem import interpolated, once_round, origin
 from mixmoe.varying.smoothing import integrated_wiener
+from mixmoe.varying.windows import interpolated, once_round, origin
 
 FORMULA = "y ~ x | gate: z | vary: cyclic(hour, 24)"
 SHIFT = 7.3

@@ -18,8 +18,8 @@ from mixmoe.varying.local_likelihood import (
 )
 from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.presets import vcmoe
-from mixmoe.varying.problem import epanechnikov
 from mixmoe.varying.starts import permute_experts
+from mixmoe.varying.windows import epanechnikov
 from tests.varying.helpers import make_problem, switched_points
 
 EXACT = 1e-9  # least squares by normal equations against least squares by QR

@@ -7,10 +7,11 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import expit, xlogy
 
-from mixmoe.varying import bands as gate_limits
-from mixmoe.varying.bands import curvature, distances, symmetric, with_gate_limits
+from mixmoe.varying import likelihood_limits
+from mixmoe.varying.bands import symmetric
+from mixmoe.varying.likelihood_limits import curvature, distances, with_gate_limits
 from mixmoe.varying.presets import vcmoe
-from mixmoe.varying.problem import epanechnikov
+from mixmoe.varying.windows import epanechnikov
 from tests.varying.helpers import make_problem
 
 GRID_POINT = 20
@@ -101,7 +102,7 @@ def test_no_change_without_standard_error_or_with_many_rows(monkeypatch):
     shown, levels = np.arange(pr.slots.n), np.ones((50, pr.slots.n))
     lost = bands_of(pr, 1.0, np.nan)
     np.testing.assert_array_equal(with_gate_limits(pr, levels, lost, shown).simultaneous, 3.0)
-    monkeypatch.setattr(gate_limits, "MOST_ROWS", 100)
+    monkeypatch.setattr(likelihood_limits, "MOST_ROWS", 100)
     bands = bands_of(pr, 1.0, 0.3)
     assert with_gate_limits(pr, levels, bands, shown) is bands
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mixmoe.varying.problem import (
+from mixmoe.varying.windows import (
     blocks,
     build_windows,
     effective_rows,
@@ -58,8 +58,8 @@ def test_predictor_equals_the_double_loop(windows):
 def test_small_blocks_give_the_same_moments(windows, monkeypatch):
     rows = np.random.default_rng(3).normal(size=(60, 2))
     whole = np.concatenate([local_moments(b, b.kernel[None], rows, 2) for b in blocks(windows)])
-    monkeypatch.setattr("mixmoe.varying.problem.PAIRS_PER_BLOCK", 10)
-    monkeypatch.setattr("mixmoe.varying.problem.PAIRS_KEPT", 0)
+    monkeypatch.setattr("mixmoe.varying.windows.PAIRS_PER_BLOCK", 10)
+    monkeypatch.setattr("mixmoe.varying.windows.PAIRS_KEPT", 0)
     again = build_windows(windows.index, windows.grid, windows.bandwidth)
     pieces = [local_moments(b, b.kernel[None], rows, 2) for b in blocks(again)]
     assert len(pieces) == 7

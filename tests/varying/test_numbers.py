@@ -17,13 +17,13 @@ from mixmoe.varying.bands import (
 )
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.glr import joint_fit, null_law
-from mixmoe.varying.joint_em import Control, centred, fit_functions
+from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.leave_one_out import effective_df, fitness, left_out_of_experts, response_nodes
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import local_maxima, maximise_local
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
-from mixmoe.varying.problem import build_problem, epanechnikov, hermite_matrix
+from mixmoe.varying.problem import build_problem, centred
 from mixmoe.varying.sandwich import ROOT, WHOLE, influence, level_covariance
 from mixmoe.varying.smoothing import (
     Curve,
@@ -35,6 +35,7 @@ from mixmoe.varying.smoothing import (
     summed_influence,
     towards_line,
 )
+from mixmoe.varying.windows import epanechnikov, hermite_matrix
 from tests.varying.helpers import make_problem
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"

@@ -10,9 +10,9 @@ import pytest
 from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning
 from mixmoe.responses.distribution import LEAST_ETA, VANISHED, Outcome
 from mixmoe.responses.exponential import family_named
-from mixmoe.varying.bands import distances
 from mixmoe.varying.function_frames import _on_link_scale
 from mixmoe.varying.identifiability import _runs
+from mixmoe.varying.likelihood_limits import distances
 from mixmoe.varying.model import VCMoE
 
 ALL = (BoundaryWarning, ConvergenceWarning, DegeneracyWarning)

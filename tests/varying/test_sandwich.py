@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mixmoe.inference.small_samples import leverage_power
 from mixmoe.varying.bands import fit_levels, level_influence, level_process
 from mixmoe.varying.em_steps import Natural, own_natural
 from mixmoe.varying.joint_em import Control, fit_functions
@@ -12,8 +13,8 @@ from mixmoe.varying.leave_one_out import response_nodes
 from mixmoe.varying.local_likelihood import build_local
 from mixmoe.varying.local_maximum import local_maxima
 from mixmoe.varying.presets import vcmoe
-from mixmoe.varying.problem import epanechnikov
-from mixmoe.varying.sandwich import corrected, influence, level_covariance, unit_influence
+from mixmoe.varying.sandwich import influence, level_covariance, unit_influence
+from mixmoe.varying.windows import epanechnikov
 from tests.varying.helpers import make_problem
 
 EPS = 1e-4  # change of a weight
@@ -86,7 +87,7 @@ def test_correction_is_the_power_of_the_factor(power):
     curvature = rng.normal(size=(6, 3, 3))
     curvature = 0.02 * (curvature + np.swapaxes(curvature, 1, 2))  # indefinite
     factor = np.eye(3) - leverage @ curvature
-    got = corrected(curvature, leverage, power)
+    got = leverage_power(curvature, leverage, power)
     if power == 0.5:
         np.testing.assert_allclose(got @ got @ factor, np.broadcast_to(np.eye(3), factor.shape), atol=1e-9)
     else:

@@ -13,7 +13,7 @@ from mixmoe.responses.distribution import Outcome
 from mixmoe.responses.exponential import Gaussian, StudentT
 from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.leave_one_out import response_nodes
-from mixmoe.varying.local_likelihood import natural_score
+from mixmoe.varying.local_likelihood import complete_scores
 from mixmoe.varying.model import VCMoE
 from tests.varying.helpers import check_derivatives
 
@@ -156,7 +156,9 @@ def test_normal_errors_have_a_flag():
 def test_nodes_have_the_second_moment_of_the_scores(fit):
     problem = fit.model.problem
     natural = own_natural(problem, fit.model.coef)
-    squares = sum(n.weight * natural_score(problem, n.outcome, natural) ** 2 for n in response_nodes(problem, natural))
+    squares = sum(
+        n.weight * complete_scores(problem, n.outcome, natural).score ** 2 for n in response_nodes(problem, natural)
+    )
     family, row = problem.family, 7
     eta, scale, prob = natural.eta[:, row], np.exp(natural.delta[:, row]), np.exp(natural.log_gate[:, row])
     y = np.linspace(-60.0, 60.0, 240_001)

@@ -6,8 +6,8 @@ from scipy.integrate import trapezoid
 from scipy.optimize import minimize_scalar
 
 from mixmoe.varying import smoothing as wiener
-from mixmoe.varying.problem import build_windows, epanechnikov
 from mixmoe.varying.smoothing import integrated_wiener, local_linear_operator, posterior_mean, restricted_maximum
+from mixmoe.varying.windows import build_windows, epanechnikov
 
 GRID = np.linspace(2.0, 6.0, 25)
 BANDWIDTH = 0.9

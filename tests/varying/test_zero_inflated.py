@@ -12,11 +12,11 @@ from mixmoe.errors import ArgumentError, BoundaryWarning, DesignError
 from mixmoe.responses.distribution import Outcome
 from mixmoe.responses.exponential import NegativeBinomial, Poisson
 from mixmoe.responses.zero_inflated import ZeroInflated, expected
-from mixmoe.varying.bands import expert_target
 from mixmoe.varying.em_steps import own_natural
+from mixmoe.varying.function_frames import expert_target
 from mixmoe.varying.identifiability import _certain_zeros
 from mixmoe.varying.leave_one_out import response_nodes
-from mixmoe.varying.local_likelihood import natural_score
+from mixmoe.varying.local_likelihood import complete_scores
 from mixmoe.varying.model import VCMoE
 from tests.varying.helpers import check_derivatives
 
@@ -206,7 +206,7 @@ def test_nodes_have_the_second_moment_of_the_scores(fit):
     natural, row = own_natural(problem, fit.model.coef), 11
     nodes = response_nodes(problem, natural)
     np.testing.assert_allclose(sum(node.weight for node in nodes), 1.0, rtol=1e-12)
-    squares = sum(node.weight * natural_score(problem, node.outcome, natural) ** 2 for node in nodes)
+    squares = sum(node.weight * complete_scores(problem, node.outcome, natural).score ** 2 for node in nodes)
     y = np.arange(200.0)
     eta, delta = np.full((1, 200), natural.eta[0, row]), np.full((1, 200), natural.delta[0, row])
     out = Outcome(y, np.ones(200), problem.family.constant(y, np.ones(200)))

@@ -26,9 +26,9 @@ from mixmoe.mixed.likelihood.gaussian import (
     LOG_2PI,
     GaussianExperts,
     GaussianRowExperts,
-    independent_experts,
 )
 from mixmoe.mixed.likelihood.modes import extra_starts
+from mixmoe.mixed.likelihood.patterns import independent_experts
 from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Effects, RowScores, ScoresByRow
 from mixmoe.mixed.likelihood.serial import ErrorFactor, ErrorKind, Spread, Visits, factorise
 from mixmoe.mixed.parameters import Params, Structure
@@ -427,8 +427,8 @@ class RowExperts(ClosedIntegral):
 
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
-        per_subject = self.rows.visits.per_subject
-        return (*per_subject(self.rows.X.dense * self.rows.y), per_subject(self.rows.y**2))
+        per_subject, y = self.rows.visits.per_subject, self.rows.y
+        return (*(per_subject(column * y) for column in self.rows.X.dense), per_subject(y**2))
 
     def first_guess(self, structure: Structure) -> Params:
         """Equal shares of random and residual variance, further parameters as their `Extra` says."""

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from mixmoe._typing import AnyArray, Array
-from mixmoe.mixed.likelihood.columns import Columns, has_many_columns
-from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Effects, RowScores, ScoresByRow
+from mixmoe.mixed.likelihood.columns import Columns
+from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Densities, Effects, RowScores, ScoresByRow
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper, times_real
 
@@ -71,6 +71,16 @@ class GaussianData(Protocol):
 
     def around(self, beta: Array) -> Residuals:
         """Residuals at coefficients of shape (E, p)."""
+
+
+class MomentDensities(Densities, Protocol):
+    """`Densities` with the sums that EM asks for, with weights of shape (E, N)."""
+
+    def normal_matrix(self, weights: Array) -> Array:
+        """Sum over subjects of weights times X'V^-1X, shape (E, p, p)."""
+
+    def second_moments(self, weights: Array) -> Array:
+        """Sums over subjects of weights times E[b b' | y], shape (E, q, q)."""
 
 
 class ClosedExperts(ClosedIntegral):
@@ -150,7 +160,7 @@ class GaussianExperts(ClosedExperts):
             where = slice(start, min(start + width, N))
             yield where, GaussianExperts(*(getattr(self, name)[..., where] for name in _PRODUCTS))
 
-    def densities(self, params: Params) -> "GaussianDensities":
+    def densities(self, params: Params) -> MomentDensities:
         """Log-densities at S parameter vectors."""
         posterior = expert_posterior(self, params)
         return GaussianDensities(params, posterior, posterior.log_density.reshape(*params.sigma.shape, -1), self)
@@ -181,7 +191,7 @@ _PRODUCTS = tuple(part.name for part in fields(GaussianExperts))
 def experts_of_products(
     y: Array, X: Array, Z: Array, starts: NDArray[np.intp], weights: Array | None = None
 ) -> GaussianExperts:
-    """Gaussian experts from the cross-products of every subject; parameters as in `independent_experts`."""
+    """Gaussian experts from the cross-products of every subject; parameters as in `patterns.independent_experts`."""
     # One Gram matrix of (y, X, Z) holds all moments; each of its entries is one pass over two contiguous columns.
     columns = np.ascontiguousarray(np.column_stack([y, X, Z]).T)  # (1 + p + q, n)
     log_weight = np.zeros(starts.size)
@@ -291,13 +301,6 @@ def random_effect_means(post: ExpertPosterior) -> Array:
     return (post.T / post.sigma[:, None, None]) @ post.w
 
 
-def summed_second_moments(post: ExpertPosterior, weights: Array) -> Array:
-    """Sums over subjects of weights times E[b b' | y], shape (E, q, q), with weights of shape (E, N)."""
-    means = (post.w * weights[:, None]) @ np.swapaxes(post.w, 1, 2) / (post.sigma**2)[:, None, None]
-    spread = (inverse_from_cholesky(post.L) @ weights[:, None, :, None])[..., 0]
-    return post.T @ (means + spread) @ np.swapaxes(post.T, 1, 2)
-
-
 @dataclass(frozen=True, slots=True)
 class ClosedDensities:
     """What Gaussian experts with independent errors say, whatever the scores are made of; see `Densities`.
@@ -313,6 +316,13 @@ class ClosedDensities:
     params: Params
     posterior: ExpertPosterior
     log_density: Array
+
+    def second_moments(self, weights: Array) -> Array:
+        """Sums over subjects of weights, shape (E, N), times E[b b' | y], shape (E, q, q)."""
+        post = self.posterior
+        means = (post.w * weights[:, None]) @ np.swapaxes(post.w, 1, 2) / (post.sigma**2)[:, None, None]
+        spread = (inverse_from_cholesky(post.L) @ weights[:, None, :, None])[..., 0]
+        return np.asarray(post.T @ (means + spread) @ np.swapaxes(post.T, 1, 2))
 
     def effects(self) -> Effects:
         """Posterior of the random effects."""
@@ -524,25 +534,11 @@ class GaussianRowDensities(ClosedDensities, ScoresByRow):
         return self.data.starts
 
 
-def independent_experts(
+def experts_of_rows(
     y: Array, X: Columns, Z: Array, starts: NDArray[np.intp], weights: Array | None = None
-) -> GaussianExperts | GaussianRowExperts:
-    """Gaussian experts with independent errors: from cross-products of each subject, or from rows if columns are many.
-
-    Parameters
-    ----------
-    y : ndarray, shape (n,)
-        Response, rows sorted by subject; centre it first, or digits of y'y cancel.
-    X : Columns
-    Z : ndarray, shape (n, q)
-    starts : ndarray of int, shape (N,)
-        First row of each subject.
-    weights : ndarray, shape (n,), optional
-        Above zero; by default one.
-    """
+) -> GaussianRowExperts:
+    """Gaussian experts that keep the rows; parameters as in `patterns.independent_experts`."""
     counts = np.diff(np.append(starts, y.size))
-    if not has_many_columns(len(X), counts):
-        return experts_of_products(y, X.dense.T, Z, starts, weights)
     root = np.ones(y.size) if weights is None else np.sqrt(weights)
     random = root * np.ascontiguousarray(Z.T)
     ZZ = np.add.reduceat(random[:, None] * random, starts, axis=-1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.columns import Columns
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts, GaussianRowExperts, independent_experts
+from mixmoe.mixed.likelihood.gaussian import GaussianExperts, GaussianRowExperts
 from mixmoe.mixed.likelihood.modes import (
     Modes,
     Predictor,
@@ -31,6 +31,7 @@ from mixmoe.mixed.likelihood.modes import (
     find_modes,
     log_joint,
 )
+from mixmoe.mixed.likelihood.patterns import independent_experts
 from mixmoe.mixed.likelihood.protocol import (
     CategoryCounts,
     CoefficientInformation,
@@ -457,7 +458,7 @@ class GlmmExperts:
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
         y = self.rows.outcome.y
-        return (*self.rows.sums(self.rows.X.dense * y), self.rows.sums(y * y))
+        return (*(self.rows.sums(column * y) for column in self.rows.X.dense), self.rows.sums(y * y))
 
     def first_guess(self, structure: Structure) -> Params:
         """Fixed effects of the model without random effects, by Fisher scoring."""

@@ -445,6 +445,8 @@ class Rows:
         """The rows of some of the subjects, possibly repeated."""
         first, counts = self.starts[subjects], self.counts[subjects]
         starts = np.cumsum(counts) - counts
+        if isinstance(subjects, slice):  # consecutive ones are not copied: the arrays may lie in files
+            return self._at(slice(int(first[0]), int(first[-1] + counts[-1])), starts, counts)
         return self._at(np.arange(counts.sum()) + np.repeat(first - starts, counts), starts, counts)
 
     def first(self, n: int) -> "Rows":
@@ -452,10 +454,10 @@ class Rows:
         rows = (self.starts[:, None] + np.arange(n)).ravel()
         return self._at(rows, n * np.arange(self.n_subjects), np.full(self.n_subjects, n))
 
-    def _at(self, rows: IntArray, starts: IntArray, counts: IntArray) -> "Rows":
+    def _at(self, rows: "slice | IntArray", starts: IntArray, counts: IntArray) -> "Rows":
         """Some rows, of subjects that start where it is said."""
         weights = None if self.weights is None else self.weights[rows]
-        Z = np.ascontiguousarray(self.Z[:, rows])
+        Z = self.Z[:, rows] if isinstance(rows, slice) else np.ascontiguousarray(self.Z[:, rows])
         return Rows(self.outcome.take(rows), self.offset[rows], weights, self.X.at(rows), Z, starts, counts)
 
     def sums(self, values: Array) -> Array:

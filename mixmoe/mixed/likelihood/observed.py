@@ -20,12 +20,14 @@ from mixmoe.mixed.likelihood.protocol import (
     RowwiseExperts,
     ScoresByRow,
 )
+from mixmoe.mixed.likelihood.spread import SpreadExperts, SpreadPart
 from mixmoe.mixed.parameters import FreeVector, Params, Structure, derivatives_in_free, free_to_working
 from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score, penalty_value
-from mixmoe.numerics.linalg import cholesky_of_one, jacobian, logsumexp, slope
+from mixmoe.numerics.linalg import cholesky_of_one, jacobian, normalised, slope
 from mixmoe.numerics.optimise import Evaluation
 
 Model = TypeVar("Model", bound=Experts)
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,8 @@ def evaluate_block(problem: Problem, params: Params, where: slice, experts: Expe
     densities = experts.densities(params)
     log_prior = gate_log_probabilities(problem.W[where], params.gamma)
     log_joint = log_prior + densities.log_density
-    loglik = logsumexp(log_joint, axis=1)
-    return Block(where, densities, log_prior, log_joint, loglik, np.exp(log_joint - loglik[:, None]))
+    loglik, responsibilities = normalised(log_joint, axis=1)
+    return Block(where, densities, log_prior, log_joint, loglik, responsibilities)
 
 
 def block_scores(problem: Problem, theta: Array, block: Block, memberships: Array | None = None) -> Array:
@@ -225,11 +227,22 @@ def summed_squares(problem: Problem, theta: Array) -> Array:
     return out
 
 
-def evaluate(problem: Problem, theta: Array) -> Evaluation:
-    """Log-likelihood, penalised if the gate is, restricted if that is asked for, and score at S vectors, shape (S, P).
+def over_subjects(problem: Problem, task: Callable[[Problem], Found]) -> list[Found]:
+    """What a task finds for runs of subjects, in their order: all of them here, or where workers keep them.
 
-    Complex input passes through analytic experts.
+    Without penalties and the term of a restricted likelihood, which are not of subjects.
     """
+    if isinstance(problem.experts, SpreadExperts):
+        return problem.experts.mapped(partial(_on_part, task=task, structure=problem.structure))
+    return [task(problem)]
+
+
+def _on_part(part: SpreadPart, task: Callable[[Problem], Found], structure: Structure) -> Found:
+    return task(Problem(structure, part.experts, part.W))
+
+
+def _summed(problem: Problem, theta: Array) -> Evaluation:
+    """Log-likelihood and score of subjects."""
     params = free_to_working(problem.structure, theta)
     loglik = np.zeros(theta.shape[0], dtype=theta.dtype)
     score = np.zeros(theta.shape, dtype=theta.dtype)
@@ -240,6 +253,18 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
         in_experts = block.densities.summed_scores(block.responsibilities)
         in_gate = gate_scores(block.log_prior, block.responsibilities) @ problem.W[where]
         score += derivatives_in_free(problem.structure, theta, in_gate.reshape(len(theta), -1), in_experts)
+    return Evaluation(loglik, score)
+
+
+def evaluate(problem: Problem, theta: Array) -> Evaluation:
+    """Log-likelihood, penalised if the gate is, restricted if that is asked for, and score at S vectors, shape (S, P).
+
+    Complex input passes through analytic experts.
+    """
+    params = free_to_working(problem.structure, theta)
+    parts = over_subjects(problem, partial(_summed, theta=theta))
+    loglik = sum((part.loglik for part in parts), np.zeros(theta.shape[0]))
+    score = sum((part.score for part in parts), np.zeros(theta.shape))
     if problem.penalty is not None:
         loglik += penalty_value(problem.penalty, problem.W, params.gamma)
         score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
@@ -272,18 +297,43 @@ def subject_scores(problem: Problem, theta: Array) -> Array:
 
     Of a restricted log-likelihood with the part of the subject in its term, so that the sum is the whole score.
     """
-    params = free_to_working(problem.structure, theta[None])
-    out = np.empty((problem.n_subjects, theta.size), dtype=theta.dtype)
-    for where, experts in problem.experts.blocks(problem.structure.n_experts):
-        block = evaluate_block(problem, params, where, experts)
-        out[where] = block_scores(problem, theta[None], block)[0].T
+    out = np.concatenate(over_subjects(problem, partial(_scores, theta=theta)))
     if problem.restricted:
         out += restriction(problem, theta).scores.T
     return out
 
 
+def _scores(problem: Problem, theta: Array) -> Array:
+    params = free_to_working(problem.structure, theta[None])
+    out = np.empty((problem.n_subjects, theta.size), dtype=theta.dtype)
+    for where, experts in problem.experts.blocks(problem.structure.n_experts):
+        block = evaluate_block(problem, params, where, experts)
+        out[where] = block_scores(problem, theta[None], block)[0].T
+    return out
+
+
+def summed_products(problem: Problem, theta: Array) -> Array:
+    """Sums over subjects of the outer products of their scores, (S, P, P), at S vectors; of a plain log-likelihood."""
+    S, P = theta.shape
+    return sum(over_subjects(problem, partial(_summed_products, theta=theta)), np.zeros((S, P, P)))
+
+
+def _summed_products(problem: Problem, theta: Array) -> Array:
+    params, (S, P) = free_to_working(problem.structure, theta), theta.shape
+    out = np.zeros((S, P, P))
+    # Block by block: scores of all subjects would be the largest array of a fit.
+    for where, experts in problem.experts.blocks(S * max(P, problem.structure.n_experts)):
+        scores = np.nan_to_num(block_scores(problem, theta, evaluate_block(problem, params, where, experts)))
+        out += scores @ np.swapaxes(scores, 1, 2)
+    return out
+
+
 def subject_logliks(problem: Problem, theta: Array) -> Array:
     """Log joint density of every subject with every expert at one free vector, shape (N, K)."""
+    return np.concatenate(over_subjects(problem, partial(_logliks, theta=theta)))
+
+
+def _logliks(problem: Problem, theta: Array) -> Array:
     params = free_to_working(problem.structure, theta[None])
     out = np.empty((problem.n_subjects, problem.structure.n_experts))
     for where, experts in problem.experts.blocks(problem.structure.n_experts):

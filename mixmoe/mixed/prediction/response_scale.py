@@ -14,7 +14,8 @@ from scipy.special import ndtri
 from mixmoe._typing import Array, IntArray
 from mixmoe.check.residuals import placed
 from mixmoe.families import Distribution
-from mixmoe.inference.uncertainty import Moments, critical, degrees_of_freedom
+from mixmoe.inference.small_samples import Moments, degrees_of_freedom
+from mixmoe.inference.uncertainty import critical
 from mixmoe.mixed.likelihood.glmm import GlmmExperts
 from mixmoe.mixed.likelihood.modes import Response
 from mixmoe.mixed.likelihood.observed import Problem

@@ -15,13 +15,8 @@ from mixmoe.design.design import Design, DesignNames, used_columns, weights_of
 from mixmoe.design.frame import places_of, shown
 from mixmoe.errors import DesignError
 from mixmoe.families import Effects
-from mixmoe.inference.uncertainty import (
-    Moments,
-    critical,
-    degrees_of_freedom,
-    probability_errors,
-    probability_limits,
-)
+from mixmoe.inference.small_samples import Moments, degrees_of_freedom
+from mixmoe.inference.uncertainty import critical, probability_errors, probability_limits
 from mixmoe.mixed.error_structure import ErrorSetup, times_of
 from mixmoe.mixed.likelihood.correlated import (
     ErrorModel,

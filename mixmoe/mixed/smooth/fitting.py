@@ -10,10 +10,11 @@ from mixmoe._typing import Array
 from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated
+from mixmoe.mixed.ascents import Search, permute
 from mixmoe.mixed.curvature import information
 from mixmoe.mixed.likelihood.observed import evaluate
 from mixmoe.mixed.parameters import Params, user_to_reported, user_to_working, working_to_free
-from mixmoe.mixed.search import Search, gate_shares, permute
+from mixmoe.mixed.search import gate_shares
 from mixmoe.mixed.smooth.functions import Function, Geometry, coarse_columns, geometry_of
 from mixmoe.mixed.smooth.marginal import Smoothed, estimate, marginal_loglik, penalised_inverse, undersmoothed
 from mixmoe.mixture.estimate import EMFit, Flag

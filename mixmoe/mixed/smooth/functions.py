@@ -10,7 +10,7 @@ from mixmoe._typing import Array, IntArray
 from mixmoe.design.design import Design, SmoothColumns
 from mixmoe.design.formula import MoEFormula, Part
 from mixmoe.design.formulaic_engine import name_of, parse_terms
-from mixmoe.design.terms import category_argument, code_of, holds_smooth, is_intercept
+from mixmoe.design.terms import category_argument, code_of, holds_call, is_intercept
 from mixmoe.errors import FormulaError
 from mixmoe.mixed.parameters import Coordinates, FreeVector, Structure, build_layout
 from mixmoe.mixture.estimate import ParamLayout
@@ -42,7 +42,7 @@ def _spelled(formula: MoEFormula, parts: tuple[Part, ...]) -> tuple[Part, ...]:
     common: list[str] = []
     for part in parts:
         for term in parse_terms(part.text, part.intercept):
-            if holds_smooth(term):
+            if holds_call(term, "s"):
                 raise FormulaError(
                     f"the term {name_of(term)!r} stands beside vary:, which makes each coefficient a function of its "
                     "index; write s(...) for each function and leave vary: out, or put constants into const(...)",

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixmoe._typing import Array, BoolArray
+from mixmoe.mixed.ascents import Guarded
 from mixmoe.mixed.curvature import determinant_slope, information
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
-from mixmoe.mixed.search import Guarded
 from mixmoe.mixed.smooth.functions import Geometry
 from mixmoe.numerics.linalg import floored_inverse
 from mixmoe.numerics.optimise import Control, Evaluation, climb

@@ -28,7 +28,15 @@ from mixmoe.neural.estimators.mixed_model import (
     row_columns,
     slopes,
 )
-from mixmoe.neural.estimators.trained import Control, LevelEffects, Problem, Trained, parts_of, ridge
+from mixmoe.neural.estimators.trained import (
+    LAST_VARIANCE,
+    Control,
+    LevelEffects,
+    Problem,
+    Trained,
+    parts_of,
+    ridge,
+)
 from mixmoe.neural.estimators.training import (
     TINY,
     Ascent,
@@ -46,9 +54,6 @@ from mixmoe.neural.network import Network, hidden_features
 # Ridge of the last layer of a network with hidden ones, per row: a prior a thousand times as wide as the residuals, so
 # that collinear features have coefficients, and a likelihood whose gradient is that of its value.
 COLLINEAR = 1e-6
-# The same where there are priors: one of thirty residual standard deviations, which steep curves do not feel, and
-# without which features that are nearly collinear had coefficients that predicted rows left out not at all.
-WIDE = 1e-3
 POLISH = 1000  # evaluations at most with which the covariance comes to its maximum
 REST = 1e-10  # log-likelihood per row gained by twenty iterations below which it has
 
@@ -126,8 +131,9 @@ def prior_of(problem: Problem, control: Control) -> float:
     -----
     Where there are hidden layers it is that of theirs, see `ridge`. Effects on many features are many parameters of a
     covariance for few persons: networks that came nearer to the maximum of the likelihood predicted worse. The
-    population's weights of the last layer, which the rows of all persons tell, have one of thirty residual standard
-    deviations only: with a standard normal one steep curves, which need large weights, were not followed.
+    population's weights of the last layer have one of `LAST_VARIANCE`: with a standard normal one steep curves, which
+    need large weights, were not followed. They are integrated out, so that the residual variance, and with it the
+    limits of predictions, has the degrees of freedom that they leave.
     """
     if not problem.network.hidden or not is_exact(problem):
         return 0.0
@@ -177,8 +183,8 @@ def moments_of(problem: Problem, plan: Plan, rows: Sequence[Tensor]) -> Moments:
     """Cross-products of the rows of several blocks."""
     gram = tuple(of_block.mT @ of_block for of_block in rows)
     n = problem.train.n_rows
-    ridge = COLLINEAR * n + WIDE * bool(problem.prior) if problem.network.hidden else 0.0
-    return Moments(gram, plan, n, ridge, problem.prior)
+    ridge = COLLINEAR * n if problem.network.hidden and not problem.prior else 0.0
+    return Moments(gram, plan, n, ridge, LAST_VARIANCE if problem.prior else 0.0, problem.prior)
 
 
 def factor(problem: Problem, entries: Tensor) -> Tensor:

@@ -9,14 +9,17 @@ within units, as sites within persons, belong to the unit's own block; effects o
 ``A = I + L'Z'Z L = [[A_1, B], [B', S]]``, A_1 block-diagonal by unit with Cholesky factors R_i, ``S - B'A_1^-1 B``
 dense.
 
-Everything is in terms of the cross-products of each unit's rows, see `slots`. beta and sigma are profiled out.
+Everything is in terms of the cross-products of each unit's rows, see `slots`. beta and sigma are profiled out; or beta,
+with a normal prior, is integrated out, ``y ~ N(0, sigma^2 V + tau^2 X X')``, so that sigma has the degrees of freedom
+that beta leaves.
 
 References
 ----------
 Lindstrom & Bates (1988), Journal of the American Statistical Association 83, 1014-1022 (the profiled deviance and
 its derivatives).
 Bates, Maechler, Bolker & Walker (2015), Journal of Statistical Software 67(1), equations 30-42 (maximum likelihood, and
-the Cholesky factor in blocks, for several groupings).
+the Cholesky factor in blocks, for several groupings). MacKay (1992), Neural Computation 4, 415-447 (the residual
+variance where coefficients with a prior are integrated out: ``n - edf`` degrees of freedom).
 """
 
 import math
@@ -25,6 +28,9 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from mixmoe.neural.blocks import Blocks, Tensor, torch
+
+TINIEST = 1e-300  # sum of squares, so that its logarithm is a number
+NEWTON = 50  # steps at most; five are usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +243,8 @@ class Moments:
         Rows.
     ridge : float
         Penalty on beta in units of sigma^2: ``rss + ridge |beta|^2``.
+    wide : float
+        Variance tau^2 of the normal prior over which beta is integrated; 0: beta is profiled, with the `ridge`.
     prior : float
         Precision of a normal prior of the free entries of the factors sigma L; 0 for none.
     """
@@ -245,6 +253,7 @@ class Moments:
     plan: Plan
     n: int
     ridge: float = 0.0
+    wide: float = 0.0
     prior: float = 0.0
 
 
@@ -303,15 +312,16 @@ class Border:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Likelihood profiled over beta and sigma.
+    """Likelihood profiled over beta and sigma, or over sigma.
 
     Attributes
     ----------
     objective : Tensor, shape ()
-        Minus twice the marginal log-likelihood, with the penalty on beta and the prior.
+        Minus twice the marginal log-likelihood, with the penalty on beta, or integrated over it, and the prior.
     deviance : Tensor, shape ()
-        Without them.
+        That at beta, without them.
     beta : Tensor, shape (p,)
+        Where it is integrated out, its posterior mean.
     sigma2 : Tensor, shape ()
     inverse_root : Tensor, shape (N, R, R)
         Inverse of the lower Cholesky factor of the units' own blocks ``I + L'Z'ZL``.
@@ -320,6 +330,8 @@ class Profile:
     border : Border or None
     information : Tensor, shape (p, p)
         ``sigma^2 X'V^-1 X``.
+    spread : Tensor, shape (p, p), or None
+        Posterior covariance of beta over sigma^2, where it is integrated out.
     """
 
     objective: Tensor
@@ -330,6 +342,7 @@ class Profile:
     cross: tuple[Tensor, ...]
     border: Border | None
     information: Tensor
+    spread: Tensor | None = None
 
 
 def identity_like(matrix: Tensor) -> Tensor:
@@ -361,21 +374,63 @@ def profile(m: Moments, factors: Factors, log_sigma: Tensor | None = None) -> Pr
         left = left - border.cross.T @ border.cross
         logdet = logdet + 2.0 * border.root.diagonal().log().sum()
     information, moment, yy = left[:p, :p], left[:p, p], left[p, p]
-    penalised = information + m.ridge * identity_like(information)
+    sigma2 = None if log_sigma is None else (2.0 * log_sigma).exp()
+    if m.wide and sigma2 is None:
+        sigma2 = best_sigma2(m, information, moment, yy, factors.size)
+    ridge = sigma2 / m.wide if m.wide else m.ridge
+    penalised = information + ridge * identity_like(information)
     # Without a penalty, so little on the diagonal that features which are collinear can be factored changes no digit.
-    little = m.ridge if m.ridge else 1e-10 * information.diagonal().mean().clamp_min(1e-12)
+    little = ridge if m.wide or m.ridge else 1e-10 * information.diagonal().mean().clamp_min(1e-12)
     chol = torch.linalg.cholesky(information + little * identity_like(information))
     beta = torch.cholesky_solve(moment.unsqueeze(-1), chol).squeeze(-1)
     rss = yy - (2.0 * moment - penalised @ beta) @ beta
-    # With a prior on sigma L the best sigma^2 solves n = rss / sigma^2 - prior size sigma^2.
-    sigma2 = rss / m.n if not m.prior else 2.0 * rss / (m.n + (m.n**2 + 4.0 * m.prior * factors.size * rss).sqrt())
-    sigma2 = sigma2 if log_sigma is None else (2.0 * log_sigma).exp()
+    sigma2 = rss / m.n if sigma2 is None else sigma2
     of_factors = m.prior * sigma2 * factors.size if m.prior else 0.0
     objective = m.n * (math.log(2.0 * math.pi) + sigma2.log()) + logdet + rss / sigma2 + of_factors
-    deviance = objective - m.ridge * beta.square().sum() / sigma2 - of_factors
+    deviance = objective - ridge * beta.square().sum() / sigma2 - of_factors
     inverse_root = joined([part.inverse_root for part in parts])
-    cross = tuple(part.cross for part in parts)
-    return Profile(objective, deviance, beta, sigma2, inverse_root, cross, border, information)
+    cross, spread = tuple(part.cross for part in parts), None
+    if m.wide:
+        objective = objective + 2.0 * chol.diagonal().log().sum() - p * ridge.log()
+        spread = torch.cholesky_inverse(chol)
+    return Profile(objective, deviance, beta, sigma2, inverse_root, cross, border, information, spread)
+
+
+def best_sigma2(m: Moments, information: Tensor, moment: Tensor, yy: Tensor, size: Tensor | float) -> Tensor:
+    """The residual variance at which the likelihood with beta integrated out is highest, shape ().
+
+    Parameters
+    ----------
+    information : Tensor, shape (p, p)
+        ``X'V^-1 X``.
+    moment : Tensor, shape (p,)
+        ``X'V^-1 y``.
+    yy : Tensor, shape ()
+        ``y'V^-1 y``.
+    size : Tensor, shape (), or float
+        Sum of squares of the free entries of the factors.
+
+    Notes
+    -----
+    It solves ``n - edf = rss / sigma^2 - prior size sigma^2``, where rss at beta and ``edf = sum_k lambda_k / (lambda_k
+    + s)`` depend on ``s = sigma^2 / tau^2``. Newton's method on the logarithm, in the eigenvectors of the information.
+    """
+    roots, vectors = torch.linalg.eigh(information.detach())
+    of, squares = roots.clamp_min(0.0).tolist(), (vectors.mT @ moment.detach()).square().tolist()
+    pairs, total = list(zip(of, squares, strict=True)), float(yy.detach())
+    weight, log_s = m.prior * float(size), math.log(max(total, TINIEST) / m.n)
+    for _ in range(NEWTON):
+        sigma2 = math.exp(log_s)
+        s = sigma2 / m.wide
+        edf = sum(root / (root + s) for root, _ in pairs)
+        rss = total - sum(c2 * (root + 2.0 * s) / (root + s) ** 2 for root, c2 in pairs)
+        slope = sum(root * s / (root + s) ** 2 - 2.0 * s * s * c2 / (root + s) ** 3 / sigma2 for root, c2 in pairs)
+        rest = max(rss, TINIEST) / sigma2
+        move = (m.n - edf - rest + weight * sigma2) / max(slope + rest + weight * sigma2, 0.1)
+        log_s -= max(-2.0, min(2.0, move))
+        if abs(move) < 1e-13:
+            break
+    return information.new_tensor(math.exp(log_s))
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -493,8 +548,13 @@ def posterior_means(m: Moments, fit: Profile, beta: Tensor | None = None) -> Lat
     beta : Tensor, shape (p,), optional
         Default: those of the profile.
     """
-    plan, found = m.plan, None
     combine = torch.cat([-(fit.beta if beta is None else beta), fit.beta.new_ones(1)]).unsqueeze(-1)
+    return latent_of(m, fit, combine)
+
+
+def latent_of(m: Moments, fit: Profile, combine: Tensor) -> Latent:
+    """Posterior means of the latent effects were combinations of features and response (p + 1, k) the response."""
+    plan, found = m.plan, None
     own = joined([U[..., plan.fixed] @ combine for U in fit.cross])
     if fit.border is not None:
         found = torch.linalg.solve_triangular(fit.border.root.T, fit.border.cross @ combine, upper=True)  # (M, 1)
@@ -554,14 +614,20 @@ def slopes(m: Moments, factors: Factors, fit: Profile) -> Slopes:
     Nothing is differentiated through a factorisation. By the envelope theorem and ``d log|A| = tr(A^-1 dA)``, with
     beta, sigma and the modes u at their best values and f a row, times ``c = (nested effects, beta + own effects, -1,
     border effects)`` is minus her residual e, the derivative is ``f (c c' / sigma^2 + L A^-1 L')``, and
-    ``Z'Z L A^-1 - Z'e u' / sigma^2`` in L; of ``A^-1`` only blocks of effects that meet in a row are needed.
+    ``Z'Z L A^-1 - Z'e u' / sigma^2`` in L; of ``A^-1`` only blocks of effects that meet in a row are needed. Where beta
+    is integrated out, with posterior covariance ``sigma^2 W`` and ``V^-1 X = F P`` for the rows F of a unit,
+    ``f P W P'`` comes on top, and ``-Z'F P W X'Z L A^-1`` in L, as ``d log|X'V^-1 X + s| = tr(W d X'V^-1 X)``.
     """
     u = posterior_means(m, fit)
+    each = None
+    if fit.spread is not None:
+        features = torch.nn.functional.pad(identity_like(fit.spread), (0, 0, 0, 1))  # without the response
+        each = latent_of(m, fit, features)
     if fit.border is None or u.border is None:
-        parts = [unit_slopes(m, factors, fit, u, k) for k in range(len(m.gram))]
+        parts = [unit_slopes(m, factors, fit, (u, each), k) for k in range(len(m.gram))]
         return Slopes(tuple(part.rows for part in parts), sum_of([part.own for part in parts]), ())
     S = torch.cholesky_inverse(fit.border.root)
-    parts = [crossed_slopes(m, factors, fit, Crossed(u.own, u.border, S), k) for k in range(len(m.gram))]
+    parts = [crossed_slopes(m, factors, fit, (u, each), S, k) for k in range(len(m.gram))]
     border = tuple(part.border for part in parts)
     return Slopes(tuple(part.rows for part in parts), sum_of([part.own for part in parts]), border)
 
@@ -573,23 +639,6 @@ class BlockSlopes:
     rows: Tensor
     own: Tensor
     border: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Crossed:
-    """Latent effects and the inverse of their system's border.
-
-    Attributes
-    ----------
-    own : Tensor, shape (N, R, 1)
-    border : Tensor, shape (M, 1)
-    inverse : Tensor, shape (M, M)
-        The block of ``A^-1``.
-    """
-
-    own: Tensor
-    border: Tensor
-    inverse: Tensor
 
 
 def residual_columns(m: Moments, fit: Profile, L: Tensor, latent: Tensor, block: int) -> Tensor:
@@ -607,28 +656,74 @@ def residual_columns(m: Moments, fit: Profile, L: Tensor, latent: Tensor, block:
     return c
 
 
-def unit_slopes(m: Moments, factors: Factors, fit: Profile, u: Latent, block: int) -> BlockSlopes:
-    """Derivatives in a block of rows and in the factor, units having nothing in common."""
+def beta_slopes(m: Moments, fit: Profile, L: Tensor, latent: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """What beta, integrated out, adds to the derivatives in the rows (B, w, w), and in the factor of effects (w, R).
+
+    Parameters
+    ----------
+    L : Tensor, shape (w, R)
+        As in `residual_columns`.
+    latent : Tensor, shape (B, R, p)
+        Posterior means of the latent effects were each feature the response.
+    """
+    P, first = -(L @ latent), m.plan.first
+    P[:, first : first + m.plan.n_features] += identity_like(P)
+    PW = P @ fit.spread
+    return PW @ P.mT, -(m.gram[block] @ PW).transpose(0, 1).flatten(1) @ latent.mT.flatten(0, 1)
+
+
+def unit_slopes(
+    m: Moments, factors: Factors, fit: Profile, latent: tuple[Latent, Latent | None], block: int
+) -> BlockSlopes:
+    """Derivatives in a block of rows and in the factor, units having nothing in common.
+
+    Parameters
+    ----------
+    latent : tuple of Latent
+        Those of the response less features times beta, and of each feature where beta is integrated out.
+    """
     plan, L, gram = m.plan, among_rows(m, factors, block), m.gram[block]
+    u, each = latent
     mine, root = u.own[plan.units[block]].squeeze(-1), fit.inverse_root[plan.units[block]]
     c, half = residual_columns(m, fit, L, mine, block), root @ L.T
     rows = c.unsqueeze(-1) * (c / fit.sigma2).unsqueeze(-2)
     rows += half.mT @ half
     away = (gram @ c.unsqueeze(-1)).squeeze(-1) / fit.sigma2  # minus the columns' cross-products with e / sigma^2
     whole = fit.cross[block].flatten(0, 1).T @ root.flatten(0, 1) + away.T @ mine
+    if each is not None:
+        more, of_factor = beta_slopes(m, fit, L, each.own[plan.units[block]], block)
+        rows, whole = rows + more, whole + of_factor
     return BlockSlopes(rows, whole[plan.own], whole[:0])
 
 
-def crossed_slopes(m: Moments, factors: Factors, fit: Profile, u: Crossed, block: int) -> BlockSlopes:
-    """Derivatives in a block of rows and in its factors, units having the border in common."""
+def with_border(plan: Plan, u: Latent, block: int) -> Tensor:
+    """Latent effects of the units of a block and of the border slots that they meet, shape (B, R + S, k)."""
+    return torch.cat([u.own[plan.units[block]], u.border[plan.border[block]]], dim=1)
+
+
+def crossed_slopes(
+    m: Moments, factors: Factors, fit: Profile, latents: tuple[Latent, Latent | None], S: Tensor, block: int
+) -> BlockSlopes:
+    """Derivatives in a block of rows and in its factors, units having the border in common.
+
+    Parameters
+    ----------
+    latents : tuple of Latent
+        As in `unit_slopes`.
+    S : Tensor, shape (M, M)
+        The border's block of ``A^-1``.
+    """
     plan, gram, z = m.plan, m.gram[block], m.plan.random(block)
     L, (Q, R) = torch.block_diag(factors.own, factors.border[block]), factors.own.shape
-    met = u.border[plan.border[block]].squeeze(-1)  # (B, S)
-    latent = torch.cat([u.own[plan.units[block]].squeeze(-1), met], dim=-1)
+    met, each = (None if u is None else with_border(plan, u, block) for u in latents)
+    latent = met.squeeze(-1)
     whole = L.new_zeros(gram.shape[-1], L.shape[1]).index_copy(0, z, L)
-    c, half = residual_columns(m, fit, whole, latent, block), L @ local_inverse(plan, fit, u.inverse, block)
+    c, half = residual_columns(m, fit, whole, latent, block), L @ local_inverse(plan, fit, S, block)
     rows = c.unsqueeze(-1) * (c / fit.sigma2).unsqueeze(-2)
     rows[:, z.unsqueeze(-1), z] += half @ L.T
     away = (gram @ c.unsqueeze(-1)).squeeze(-1) / fit.sigma2
     slope = (gram[:, z][..., z] @ half).sum(0) + away[:, z].T @ latent
+    if each is not None:
+        more, of_factor = beta_slopes(m, fit, whole, each, block)
+        rows, slope = rows + more, slope + of_factor[z]
     return BlockSlopes(rows, slope[:Q, :R], slope[Q:, R:])

@@ -131,11 +131,22 @@ def crf_information(problem: Problem, state: State) -> Tensor:
             slopes = jacobian(problem.network, problem.personal, tensors, block.x)[..., :n_layers]
             scores = transition_scores(problem.network, tensors, block.x)
             H = effect_information(outputs, scores, slopes, block.mask, moves, block.y)
+            if moves:
+                H = without_given_moves(problem, H)
             if state.loading is not None:
                 Q = directions(state.loading)
                 H = Q.T @ H @ Q
             total.index_add_(0, block.persons, H)
     return positive_part(total) if has_unlabelled(problem) else total
+
+
+def without_given_moves(problem: Problem, H: Tensor) -> Tensor:
+    """Information whose last columns are transition scores, nothing being told of those that are given."""
+    if not problem.network.moves:
+        return H
+    free = torch.ones_like(H[0, 0])
+    free[-(problem.network.n_out**2) :] = torch.as_tensor(problem.network.free_moves, device=H.device).double()
+    return H * free * free.unsqueeze(-1)
 
 
 def has_unlabelled(problem: Problem) -> bool:

@@ -19,6 +19,8 @@ from mixmoe.neural.network import Network, Personal, forward, transition_scores,
 from mixmoe.neural.posterior import Family, row_loss
 
 Estimator = Literal["laplace", "sgd"]
+# Of the normal prior of a last layer with effects, on the standardised response, where hidden layers have a prior too.
+LAST_VARIANCE = 9.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import mixmoe as mm
 from mixmoe.design.design import column_terms
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.wald import InvalidTest
-from mixmoe.mixed.search import permute
+from mixmoe.mixed.ascents import permute
 from mixmoe.mixed.smooth.fitting import _as_search, between_subjects
 from mixmoe.mixed.smooth.functions import geometry_of
 from mixmoe.mixed.smooth.hypotheses import wood_test

@@ -9,9 +9,9 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
 import mixmoe as mm
+from mixmoe.mixed.ascents import Guarded
 from mixmoe.mixed.curvature import determinant_slope, information, known_scores
 from mixmoe.mixed.likelihood.observed import evaluate, observed_information, subject_logliks
-from mixmoe.mixed.search import Guarded
 from mixmoe.mixed.smooth.functions import geometry_of
 from mixmoe.mixed.smooth.marginal import Tilted, estimate, marginal_loglik
 from mixmoe.mixture.gate import posterior_probabilities

@@ -1,4 +1,7 @@
-"""Limits of the theta of negative binomial experts from the adjusted profile of their local likelihoods.
+"""Limits that follow the shape of the local likelihoods: of the theta of negative binomial experts, and of the gate.
+
+For theta the adjusted profile is followed; for a coefficient of the gate, which is a log odds, the signed root with
+known experts.
 
 References
 ----------
@@ -30,17 +33,22 @@ median over those grid points where theta is well determined.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
+from mixmoe.mixture.gate import Weighted, gate_information
+from mixmoe.numerics.linalg import log_softmax
 from mixmoe.numerics.optimise import progress_bar
-from mixmoe.varying.em_steps import own_natural, posterior
-from mixmoe.varying.local_likelihood import Local, natural_predictors, state_of
+from mixmoe.varying.bands import MOST_ROWS, BandSet, LevelProcess
+from mixmoe.varying.em_steps import PEAK, own_natural, posterior
+from mixmoe.varying.local_likelihood import Local, natural_predictors, positive_definite, state_of
 from mixmoe.varying.local_maximum import LocalFit, at_points, profiled
-from mixmoe.varying.problem import blocks, hankel, local_moments, outer_rows
+from mixmoe.varying.problem import Problem, outer_rows
+from mixmoe.varying.windows import blocks, epanechnikov, hankel, local_moments, wrapped
 
 FIRST_STEP = 0.3  # of log theta
 GAIN, MOST_GAIN = 0.7, 1.0  # change of the root for which steps aim, and the largest
@@ -105,24 +113,25 @@ class ThetaProfile:
         return np.where(np.isfinite(low), low, -never), np.where(np.isfinite(high), high, never)
 
 
-def theta_profile(local: Local, fit: LocalFit, variance: Array, progress: bool | None = None) -> ThetaProfile:
+def theta_profile(process: LevelProcess, progress: bool | None = None) -> ThetaProfile | None:
     """Profiles of the local likelihoods along log theta of each expert.
 
     Parameters
     ----------
-    local : Local
-        Of a negative binomial response with varying dispersions.
-    fit : LocalFit
-        Its maxima, dispersions where they run.
-    variance : ndarray, shape (G, K)
-        Sandwich variances of log theta, NaN where it has none.
+    process : LevelProcess
+        Levels with their covariance, and the maxima behind them, dispersions where they run.
     progress : bool, optional
 
     Returns
     -------
-    ThetaProfile
+    ThetaProfile or None
+        None unless the response is negative binomial with varying dispersions.
     """
-    problem = local.problem
+    local, fit = process.fits.local, process.fits.bounded.free
+    problem, dispersions = local.problem, local.problem.slots.dispersions
+    if problem.family.name != "negbinomial" or problem.const[dispersions].any():
+        return None
+    variance = np.einsum("glgl->gl", process.covariance)[:, dispersions]  # NaN where it has none
     natural = own_natural(problem, state_of(local, fit.coef))
     resp = posterior(problem.rows.with_weights(np.ones(problem.rows.n)), problem.family, natural).weighted
     levels, units, sides = np.empty(variance.shape), np.ones(len(resp)), []
@@ -301,3 +310,109 @@ def _excess(path: _Path, variance: Array) -> float:
     slopes = np.diff(y, axis=0) / np.diff(x, axis=0)
     curvature = -2.0 * np.diff(slopes, axis=0)[0] / (x[2] - x[0])
     return float(np.nanmedian(variance[known] * curvature))
+
+
+GATE_REACH = 2.0  # how far the curvature is followed, as a multiple of the largest factor
+SHIFTS = 17  # values at which it is taken, the estimate in the middle
+FINE = 201
+
+
+def with_gate_limits(problem: Problem, levels: Array, bands: BandSet, shown: IntArray) -> BandSet:
+    """Bands of the coefficient functions with the limits of the gate from the signed root.
+
+    Parameters
+    ----------
+    problem : Problem
+    levels : ndarray, shape (G, L)
+        Where the bands are centred.
+    bands : BandSet
+    shown : ndarray of int, shape (R,)
+        Function of each band.
+
+    Returns
+    -------
+    BandSet
+        The same with more than `MOST_ROWS` rows, where it makes no difference.
+    """
+    gates = problem.slots.gates
+    where = np.flatnonzero((shown >= gates.start) & (shown < gates.stop))
+    if not len(where) or problem.rows.n > MOST_ROWS:
+        return bands
+    simultaneous, pointwise = bands.simultaneous.copy(), bands.pointwise.copy()
+    for g in range(len(levels)):
+        for r in where:
+            most = simultaneous[:, g, r].max()
+            if np.isfinite(bands.se[g, r] * most):
+                shifts = np.linspace(-GATE_REACH * most, GATE_REACH * most, SHIFTS)
+                shape = curvature(problem, levels[g], g, int(shown[r]), bands.se[g, r] * shifts)
+                simultaneous[:, g, r] = distances(shifts, shape, simultaneous[0, g, r])
+                pointwise[:, g, r] = distances(shifts, shape, pointwise[0, g, r])
+    return replace(bands, simultaneous=simultaneous, pointwise=pointwise)
+
+
+def curvature(problem: Problem, levels: Array, g: int, slot: int, shifts: Array) -> Array:
+    """Curvature of the log-likelihood along one gate coefficient, over that at the estimate.
+
+    Parameters
+    ----------
+    problem : Problem
+    levels : ndarray, shape (L,)
+        At the grid point.
+    g : int
+        Grid point.
+    slot : int
+        The coefficient.
+    shifts : ndarray, shape (S,)
+        Distances from the estimate, the one in the middle zero.
+
+    Returns
+    -------
+    ndarray, shape (S,)
+        Ones where the gate is not identified with known experts.
+    """
+    slots, windows = problem.slots, problem.gate_windows
+    rows = windows.parts[g]
+    x, k, m = problem.rows.gate[rows], slots.n_experts, slots.n_gate_columns
+    t = wrapped(windows.index[rows] - windows.grid[g], windows.period) / windows.widths[g]
+    kernel = epanechnikov(t) * problem.rows.weights[rows]
+    zeta = np.zeros((len(shifts), k, len(x)))
+    zeta[:, 1:] = levels[slots.gates].reshape(k - 1, m) @ x.T
+    expert, column = divmod(slot - slots.gates.start, m)
+    zeta[:, 1 + expert] += shifts[:, None] * x[:, column]
+    penalty = problem.rows.penalty
+    if penalty is not None:  # its units at the estimate count as rows do
+        free = ~problem.const[slots.gates]
+        at = Weighted(kernel / PEAK, float(problem.rows.weights.sum()), free)
+        added = penalty.units(x, log_softmax(zeta[len(shifts) // 2], axis=0)[None], at)[0]
+        kernel = kernel * (1.0 + added.sum(axis=0))
+    vary = np.flatnonzero(~problem.const[slots.gates])
+    flat = gate_information(x, log_softmax(zeta, axis=1), kernel)[:, vary[:, None], vary]
+    if not positive_definite(flat).all():
+        return np.ones(len(shifts))
+    own = int(np.flatnonzero(vary == slot - slots.gates.start)[0])
+    out = 1.0 / np.linalg.inv(flat)[:, own, own]
+    return np.asarray(out / out[len(out) // 2], dtype=np.float64)
+
+
+def distances(shifts: Array, shape: Array, factor: float) -> Array:
+    """How far below and above the estimate the signed root is `factor`, in standard errors, shape (2,).
+
+    Parameters
+    ----------
+    shifts : ndarray, shape (S,)
+        In standard errors.
+    shape : ndarray, shape (S,)
+        Curvature there over that at the estimate.
+    factor : float
+    """
+    spline = CubicSpline(shifts, shape)
+    first, second = spline.antiderivative(1), spline.antiderivative(2)
+    at = np.linspace(0.0, shifts[-1], FINE)
+    out = np.empty(2)
+    for side, sign in enumerate((-1.0, 1.0)):
+        twice = 2.0 * (second(sign * at) - second(0.0) - first(0.0) * sign * at)
+        root = np.maximum.accumulate(np.sqrt(np.maximum(twice, 0.0)))
+        slope = (root[-1] - root[-2]) / (at[-1] - at[-2])
+        beyond = at[-1] + (factor - root[-1]) / slope if factor > root[-1] and slope > 0.0 else np.inf
+        out[side] = np.interp(factor, root, at) if factor <= root[-1] else beyond
+    return out

@@ -16,8 +16,8 @@ from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_bounded
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
-from mixmoe.varying.problem import epanechnikov
 from mixmoe.varying.sandwich import influence
+from mixmoe.varying.windows import epanechnikov
 from tests.varying.helpers import make_problem
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"

@@ -1,0 +1,1 @@
+"""Networks as experts and gate of a mixture of mixed models."""
