@@ -200,8 +200,8 @@ def equality_test(model: "MEMoE", functions: Sequence[Function], params: Array, 
     """Wood's test that experts have one function, with their levels where the functions have them."""
     first, *later = functions
     if any(not np.array_equal(f.columns.of, first.columns.of) for f in later) or model.smoothing is None:
-        names = " and ".join(f.name for f in functions)
-        raise ArgumentError(f"{names} are no functions of one term, so they cannot be compared")
+        listed = " and ".join(f.name for f in functions)
+        raise ArgumentError(f"{listed} are no functions of one term, so they cannot be compared")
     where, weights, size = np.concatenate([f.where for f in functions]), model.smoothing.weights, first.where.size
     turn = np.hstack([-np.tile(np.eye(size), (len(later), 1)), np.eye(len(later) * size)])
     inner = turn @ cov[np.ix_(where, where)] @ turn.T
