@@ -47,7 +47,7 @@ _STEEPEST = 2.0  # tilt, in standard errors of the parameter
 _STIFF_AGAIN = 32.0  # most where the tilt goes to and fro
 _STIFFEST = 1e3  # and where the marginal log-likelihood falls
 _GAIN = 1e-6  # change of the marginal log-likelihood below which a round has gained nothing
-_RAISED = 2.0  # deviation added to the prior where limits are from, in errors of the second-best-known coefficient
+_RAISED = 2.0  # deviation added to the prior where limits are from, in standard errors of the best-known coefficient
 _IDLE = 5  # such rounds in a row after which only directions without information can be left
 
 
@@ -363,9 +363,9 @@ def undersmoothed(geometry: Geometry, H: Array, lambdas: Array, estimated: BoolA
     Returns
     -------
     ndarray, shape (J,)
-        ``1 / (1 / lambda + 4 / d)`` where lambda is estimated, with d the second largest eigenvalue of the information
-        on the penalised coefficients of the function, all other parameters integrated out: the prior variance is raised
-        by the square of two standard errors of the coefficient that is known second best.
+        ``1 / (1 / lambda + 4 / d)`` where lambda is estimated, with d the largest eigenvalue of the information on the
+        penalised coefficients of the function, all other parameters integrated out: the prior variance is raised by the
+        square of two standard errors of the best-known coefficient.
 
     Notes
     -----
@@ -374,9 +374,10 @@ def undersmoothed(geometry: Geometry, H: Array, lambdas: Array, estimated: BoolA
     is, hold far less often than they say; an average over the marginal likelihood of lambda holds them at the price of
     limits that are too wide where the function is a line. Limits around an estimate with less bias, with the standard
     error of that one, hold at both (undersmoothing, Hall 1992; robust bias correction, Calonico, Cattaneo & Farrell
-    2018): in this fit the two best-known coefficients, about those of a parabola and of a cubic, are shrunk by a fifth
-    at most; with the best-known one for the measure, bends that turn more than once would be lost. For functions whose
-    bend data see, lambda is small beside d, and little changes.
+    2018): in this fit the best-known coefficient of each function, about that of a parabola, is shrunk by a fifth at most.
+    For functions whose bend data see, lambda is small beside d, and little changes. Bends that turn several times and
+    are small beside their standard error are still held less often than limits say; with the second eigenvalue for
+    the measure they would be, and limits of a line half as wide again as its own.
     """
     A = geometry.basis.T @ H @ geometry.basis
     least, penalised = _least(A), A.copy()
@@ -389,7 +390,7 @@ def undersmoothed(geometry: Geometry, H: Array, lambdas: Array, estimated: BoolA
         scale = np.sqrt(np.maximum(np.abs(np.diag(penalised)[others]), least))
         across = A[np.ix_(at, others)] / scale
         inverse = floored_inverse(penalised[np.ix_(others, others)] / np.outer(scale, scale), share=_FLOOR)
-        d = float(np.linalg.eigvalsh(A[np.ix_(at, at)] - across @ inverse @ across.T)[-min(2, at.size)])
+        d = float(np.linalg.eigvalsh(A[np.ix_(at, at)] - across @ inverse @ across.T)[-1])
         if d > 0:  # a function about which there are no data stays what it is
             out[j] /= 1 + out[j] * _RAISED**2 / d
     return out
