@@ -374,9 +374,9 @@ def undersmoothed(geometry: Geometry, H: Array, lambdas: Array, estimated: BoolA
     is, hold far less often than they say; an average over the marginal likelihood of lambda holds them at the price of
     limits that are too wide where the function is a line. Limits around an estimate with less bias, with the standard
     error of that one, hold at both (undersmoothing, Hall 1992; robust bias correction, Calonico, Cattaneo & Farrell
-    2018): in this fit the best-known coefficient of each function, about that of a parabola, is shrunk by a fifth at most.
-    For functions whose bend data see, lambda is small beside d, and little changes. Bends that turn several times and
-    are small beside their standard error are still held less often than limits say; with the second eigenvalue for
+    2018): in this fit the best-known coefficient of each function, about that of a parabola, is shrunk by a fifth at
+    most. For functions whose bend data see, lambda is small beside d, and little changes. Bends that turn several times
+    and are small beside their standard error are still held less often than limits say; with the second eigenvalue for
     the measure they would be, and limits of a line half as wide again as its own.
     """
     A = geometry.basis.T @ H @ geometry.basis
