@@ -56,11 +56,14 @@ class TermTests(Printed):
     cov_type : str
     shown_names : Names
         Of terms, as `labelled` gave them.
+    notes : tuple of str
+        What else a reader must know.
     """
 
     tests: tuple[TermTest, ...]
     cov_type: str
     shown_names: Names = NO_NAMES
+    notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -75,7 +78,7 @@ class TermTests(Printed):
         about += "; they do not depend on the order of the experts." if mixture else "."
         found = [(test.term, one) for test in self.tests for one in (test.zero, test.equal)]
         reasons = [f"{term}: {one.reason}." for term, one in found if isinstance(one, InvalidTest)]
-        return (about, *dict.fromkeys(reasons))
+        return (about, *dict.fromkeys(reasons), *self.notes)
 
     @property
     def _with_f(self) -> bool:

@@ -66,7 +66,9 @@ class ParamCov:
     draws : Draws or None
         Replicates of a bootstrap.
     given : ndarray, shape (P, P), or None
-        `of_bounded` given the smoothing parameters of functions, where the others hold that these are not known.
+        `of_bounded` given the smoothing parameters of functions, where the others are of a fit that is smoothed less.
+    shift : ndarray, shape (P,), or None
+        How far that fit lies from the estimates: limits and bands of functions are centred there.
     """
 
     matrix: Array
@@ -79,6 +81,7 @@ class ParamCov:
     moments: Moments | None = None
     draws: Draws | None = None
     given: Array | None = None
+    shift: Array | None = None
 
     @property
     def of_bounded(self) -> Array:
@@ -261,7 +264,7 @@ def probability_errors(errors: Array) -> Array:
     return np.where(errors > _LARGEST_ERROR, np.nan, errors)
 
 
-def probability_limits(probabilities: Array, errors: Array, alpha: float = 0.05) -> Limits:
+def probability_limits(probabilities: Array, errors: Array, alpha: float = 0.05, shift: Array | float = 0.0) -> Limits:
     """Limits of probabilities on the scale of log odds.
 
     Parameters
@@ -269,6 +272,8 @@ def probability_limits(probabilities: Array, errors: Array, alpha: float = 0.05)
     probabilities, errors : ndarray
         Of one shape; standard errors by the delta method.
     alpha : float
+    shift : ndarray
+        Of the log odds, to where limits lie around.
 
     Returns
     -------
@@ -277,7 +282,8 @@ def probability_limits(probabilities: Array, errors: Array, alpha: float = 0.05)
         itself where its error is zero; NaN where it has none.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        centre, half = logit(probabilities), critical(alpha) * errors / (probabilities * (1.0 - probabilities))
+        half = critical(alpha) * errors / (probabilities * (1.0 - probabilities))
+        centre = logit(probabilities) + shift
         lower, upper = expit(centre - half), expit(centre + half)
     known, unknown = errors == 0, errors > _LARGEST_ERROR
     lower, upper = np.where(unknown, 0.0, lower), np.where(unknown, 1.0, upper)

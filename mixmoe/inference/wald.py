@@ -82,8 +82,8 @@ class WaldTest:
     statistic : float
         ``W = (R b - q)' (R V R')^-1 (R b - q)``, chi-squared; or, with few units and one expert, F =
         ``(eta - df + 1) / (eta df) W``.
-    df : int
-        Degrees of freedom: independent hypotheses, of an F the numerator.
+    df : float
+        Degrees of freedom: independent hypotheses, of an F the numerator; effective ones of penalised functions.
     pvalue : float
     cov_type : str
     df_resid : float
@@ -98,7 +98,7 @@ class WaldTest:
     estimate: Array
     std_error: Array
     statistic: float
-    df: int
+    df: float
     pvalue: float
     cov_type: str
     df_resid: float = np.inf

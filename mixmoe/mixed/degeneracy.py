@@ -57,6 +57,7 @@ CATEGORIES: Mapping[str, type[MixmoeWarning]] = {
     "quadrature_bias": ApproximationWarning,
     "line": BoundaryWarning,
     "small_basis": ApproximationWarning,
+    "between_subjects": DegeneracyWarning,
 }
 
 

@@ -385,7 +385,7 @@ class Estimation:
         kind : {"nonrobust", "robust", "cluster", "bootstrap"}
         **options
             ``correction=False`` leaves a sandwich without the correction for the leverage of subjects or clusters;
-            ``unconditional=False`` leaves out that smoothing parameters of functions are not known;
+            ``unconditional=False`` takes estimated smoothing parameters of functions as known;
             ``cluster=`` names a column that the fit uses or gives the cluster of each row of the data, by default the
             clusters of the model; ``n_boot=``, ``n_jobs=``, ``rng=``, ``progress=`` for the bootstrap.
 
@@ -537,7 +537,7 @@ class Estimation:
             self.problem,
             ridge=geometry.root(lambdas),
             effective=other.smoothing.of_experts,
-            doubt=other.smoothing.doubt,
+            ridge_of_limits=geometry.root(other.smoothing.of_limits) if np.isnan(self.given_smoothing).any() else None,
         )
         return other
 

@@ -19,7 +19,7 @@ from mixmoe.inference.small_samples import (
 )
 from mixmoe.inference.uncertainty import CovType, ParamCov, delta_cov, within_clusters, without_parameters
 from mixmoe.mixed.boundary import Basis, Boundary, find_boundary, gate_directions, informative_basis
-from mixmoe.mixed.curvature import whole_information
+from mixmoe.mixed.curvature import information
 from mixmoe.mixed.likelihood.observed import (
     PredictorInformation,
     Problem,
@@ -71,7 +71,8 @@ def covariance(
     correction : bool
         Correct a sandwich for the leverage of subjects or clusters, of which there are fewer than `MANY_UNITS`.
     unconditional : bool
-        Add what not knowing the smoothing parameters of functions does.
+        Whether estimated smoothing parameters of functions are unknown: limits then lie around a fit that is smoothed
+        less, see `smooth.marginal.undersmoothed`.
 
     Returns
     -------
@@ -82,7 +83,6 @@ def covariance(
     at = find_boundary(problem, coordinates, theta)
     basis = informative_basis(problem, at)
     n_units = problem.n_subjects if clusters is None else int(clusters.max()) + 1
-    penalised = problem.penalty is not None or problem.ridge is not None
     # 2. The information. That of single units costs P scores of all units: only where a correction needs it.
     by_unit: _Matrices | _Predictors | None = None
     if kind != "nonrobust" and correction and n_units < MANY_UNITS:
@@ -91,79 +91,121 @@ def covariance(
         else:
             by_unit = _Matrices(problem, unit_information(problem, at.theta, clusters))
     # The sum over units is the whole information, but for a penalty, which belongs to no unit.
-    whole = whole_information(problem, at.theta) if by_unit is None or penalised else by_unit.whole()
-    # 3. Its inverse, and what it says about the reported parameters.
-    known = identified(problem, coordinates, at, invert_information(whole, basis), layout)
-    flags = (*known.flags, *few_units(problem, at, None if clusters is None else n_units))
-    doubt = problem.doubt if unconditional else None
-    if kind == "nonrobust":
-        matrix = delta_cov(known.jacobian, known.inverse.matrix)
-        found = ParamCov(without_parameters(matrix, known.blank), kind, flags=flags)
-        return _with_limits(found, matrix, problem, basis, at, known, doubt)
-    # 4. The middle of the sandwich: scores of the units, corrected for their leverage, and those of penalties.
-    scores = within_clusters(subject_scores(problem, at.theta), clusters)
-    if by_unit is None:
-        middle = Middle(scores @ known.inverse.half, known.inverse.half)
+    if problem.ridge is not None:
+        whole = information(replace(problem, ridge=None), at.theta)
+    elif by_unit is None or problem.penalty is not None:
+        whole = observed_information(problem, at.theta)
     else:
-        middle = _corrected(problem, scores, by_unit, known, basis)
-    if penalised:
-        middle = replace(middle, scores=np.vstack([middle.scores, _scores_of_penalty(problem, at.theta) @ middle.back]))
-    # 5. What no unit has a score for has no standard error; what rests on units of heavy leverage a rough one.
+        whole = by_unit.whole()
+    scores = None if kind == "nonrobust" else within_clusters(subject_scores(problem, at.theta), clusters)
+    seen = _Seen(coordinates, layout, kind, clusters, n_units, correction, at, basis, whole, by_unit, scores)
+    # 3. Tests of functions are given the smoothing parameters, limits are not.
+    given = _with_penalties(problem, seen, problem.ridge)
+    if problem.ridge_of_limits is None or not unconditional:
+        return given
+    return replace(_with_penalties(problem, seen, problem.ridge_of_limits), given=given.of_bounded)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the data say at a solution, whatever the penalties of functions, and of what a covariance is wanted.
+
+    Attributes
+    ----------
+    coordinates, layout, kind, clusters, n_units, correction
+        See `covariance`; n_units is the number of subjects or clusters.
+    at : Boundary
+    basis : Basis
+    information : ndarray, shape (P, P)
+        Without penalties of functions.
+    by_unit : _Matrices, _Predictors or None
+    scores : ndarray, shape (G, P), or None
+        Of the units, where a sandwich is wanted.
+    """
+
+    coordinates: Coordinates
+    layout: ParamLayout
+    kind: CovType
+    clusters: NDArray[np.int64] | None
+    n_units: int
+    correction: bool
+    at: Boundary
+    basis: Basis
+    information: Array
+    by_unit: "_Matrices | _Predictors | None"
+    scores: Array | None
+
+
+def _with_penalties(problem: Problem, seen: _Seen, ridge: Array | None) -> ParamCov:
+    """Covariance of a fit with the penalties `ridge` of functions, and how far it lies from that of the problem."""
+    at, basis, layout, theta = seen.at, seen.basis, seen.layout, seen.at.theta
+    # 1. The inverse information, and what it says about the reported parameters.
+    whole = seen.information if ridge is None else seen.information + ridge.T @ ridge
+    known = identified(problem, seen.coordinates, at, invert_information(whole, basis), layout)
+    flags = (*known.flags, *few_units(problem, at, None if seen.clusters is None else seen.n_units))
+    shift = None
+    if ridge is not None and problem.ridge is not None and ridge is not problem.ridge:
+        # One step of Newton's method from where the penalties of the problem hold the score.
+        score = (problem.ridge @ theta) @ problem.ridge - (ridge @ theta) @ ridge
+        shift = known.jacobian @ known.inverse.matrix @ score
+    if seen.scores is None:
+        matrix = delta_cov(known.jacobian, known.inverse.matrix)
+        found = ParamCov(without_parameters(matrix, known.blank), seen.kind, flags=flags, shift=shift)
+        return _with_limits(found, matrix, problem, basis, at, known)
+    # 2. The middle of the sandwich: scores of the units, corrected for their leverage, and those of penalties.
+    if seen.by_unit is None:
+        middle = Middle(seen.scores @ known.inverse.half, known.inverse.half)
+    else:
+        middle = _corrected(problem, seen.scores, seen.by_unit, known, basis)
+    priors = _scores_of_penalty(problem, ridge, theta)
+    middle = replace(middle, scores=np.vstack([middle.scores, priors @ middle.back]))
+    # 3. What no unit has a score for has no standard error; what rests on units of heavy leverage a rough one.
     # Fewer units than parameters leave directions without any score: a variance of zero there would be a claim.
     values, vectors = np.linalg.eigh(middle.scores.T @ middle.scores)
     null = middle.back @ vectors[:, values <= _NO_SCORES * values.max(initial=0.0)]
     weights = known.jacobian @ middle.back
     lost = _touched(known.jacobian, null)
     blank = sorted({*known.blank, *lost})
-    word = "subjects" if clusters is None else "clusters"
+    word = "subjects" if seen.clusters is None else "clusters"
     if null.shape[1]:
         flags = (*known.flags, _about_rank(middle, null, [layout.names[i] for i in lost], word))
     if problem.structure.n_experts > 1:
         reasons = (
             _about_heavy(middle, weights, layout, blank, word),
-            _about_shape(problem, at.theta, scores, known, layout),
+            _about_shape(replace(problem, ridge=ridge), theta, seen.scores, known, layout),
         )
         flags = (*flags, *(flag for flag in reasons if flag is not None))
-    # 6. The sandwich in the reported parameters. The moments of CR2 assume known memberships: with several experts no t
+    # 4. The sandwich in the reported parameters. The moments of CR2 assume known memberships: with several experts no t
     # distribution is claimed.
-    moments, about = None, [] if clusters is None else [f"{n_units} clusters"]
+    moments, about = None, [] if seen.clusters is None else [f"{seen.n_units} clusters"]
     if middle.corrected:
         about.append("scores corrected for leverage")
-    if middle.units is not None and problem.structure.n_experts == 1 and problem.ridge is None:
+    if middle.units is not None and problem.structure.n_experts == 1 and ridge is None:
         moments = sandwich_moments(weights, middle.units)
         about[-1] += " (CR2), t and F statistics with Satterthwaite's degrees of freedom"
     matrix = delta_cov(weights, middle.scores.T @ middle.scores)
     found = ParamCov(
-        without_parameters(matrix, blank), kind, "; ".join(about), correction, flags=flags, moments=moments
+        matrix=without_parameters(matrix, blank),
+        kind=seen.kind,
+        note="; ".join(about),
+        corrected=seen.correction,
+        flags=flags,
+        moments=moments,
+        shift=shift,
     )
-    return _with_limits(found, matrix, problem, basis, at, known, doubt)
+    return _with_limits(found, matrix, problem, basis, at, known)
 
 
 def _with_limits(
-    found: ParamCov,
-    whole: Array,
-    problem: Problem,
-    basis: Basis,
-    at: Boundary,
-    known: "Identified",
-    doubt: Array | None,
+    found: ParamCov, whole: Array, problem: Problem, basis: Basis, at: Boundary, known: "Identified"
 ) -> ParamCov:
-    """The covariance with what functions of the estimates have their standard errors from, where that is another.
-
-    Where gate coefficients are infinite, probabilities are not. What not knowing smoothing parameters (`doubt`) adds is
-    left out for tests.
-    """
+    """The covariance with what probabilities have their standard errors from where gate coefficients are infinite."""
     of_gate = basis.infinite[problem.free.gate].any(axis=0)
-    if of_gate.any():
-        other = np.hstack([known.inverse.flat, basis.infinite[:, ~of_gate]])
-        finite = without_parameters(whole, sorted({*at.blank, *_touched(known.jacobian, other)}))
-        found = replace(found, bounded=finite, infinite=known.jacobian @ basis.infinite[:, of_gate])
-    if doubt is None or not doubt.size:
+    if not of_gate.any():
         return found
-    moved = known.jacobian @ known.inverse.matrix @ doubt.T
-    more = moved @ moved.T
-    bounded = None if found.bounded is None else found.bounded + more
-    return replace(found, matrix=found.matrix + more, bounded=bounded, given=found.of_bounded)
+    other = np.hstack([known.inverse.flat, basis.infinite[:, ~of_gate]])
+    finite = without_parameters(whole, sorted({*at.blank, *_touched(known.jacobian, other)}))
+    return replace(found, bounded=finite, infinite=known.jacobian @ basis.infinite[:, of_gate])
 
 
 def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Array, draws: Array) -> ParamCov:
@@ -194,11 +236,9 @@ def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Arra
     )
 
 
-def _scores_of_penalty(problem: Problem, theta: Array) -> Array:
+def _scores_of_penalty(problem: Problem, ridge: Array | None, theta: Array) -> Array:
     """Scores of units that stand for priors of gate and functions in the middle of a sandwich, shape (M, P)."""
-    out = np.zeros((theta.size, theta.size))
-    if problem.ridge is not None:
-        out = problem.ridge
+    out = np.zeros((0, theta.size)) if ridge is None else ridge
     if problem.penalty is not None:
         gamma = free_to_working(problem.structure, theta[None]).gamma
         values, vectors = np.linalg.eigh(penalty_meat(problem.penalty, problem.W, gamma))

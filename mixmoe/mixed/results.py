@@ -390,6 +390,7 @@ class MEMoEResults(MoEResults):
             bounded=None if cov.bounded is None else delta_cov(jacobian, cov.bounded),
             infinite=None if cov.infinite is None else jacobian @ cov.infinite,
             given=None if cov.given is None else delta_cov(jacobian, cov.given),
+            shift=None if cov.shift is None else jacobian @ cov.shift,
             draws=draws,
         )
         return type(self)(model, fit, permuted)
@@ -496,7 +497,8 @@ class MEMoEResults(MoEResults):
 
     def _known(self) -> Estimate:
         params, where = self.model.user(self.em.params), self.model.structure.reported
-        return Estimate(params, self.cov.of_bounded, where, self.cov.bounded is not None, self.cov.moments)
+        separated, moments, shift = self.cov.bounded is not None, self.cov.moments, self.cov.shift
+        return Estimate(params, self.cov.of_bounded, where, separated, moments, shift)
 
 
 def sections_unused(wanted: Wanted, known: bool, gaussian: bool) -> tuple[str, ...]:
@@ -714,7 +716,8 @@ class GLMMResults(MEMoEResults):
         sign = np.ones(len(known.cov))
         # The intercept of the link is minus the first threshold, P(y <= j) = logit^-1(cut_j - eta).
         sign[known.where.beta[:, thresholds.column]] = -1.0
-        return replace(known, cov=known.cov * np.outer(sign, sign))
+        shift = None if known.shift is None else sign * known.shift
+        return replace(known, cov=known.cov * np.outer(sign, sign), shift=shift)
 
     def _link(self) -> LinkEstimate:
         model, cov = self.model, self.cov.of_bounded.copy()
@@ -723,7 +726,8 @@ class GLMMResults(MEMoEResults):
         cov[known] = cov[:, known] = 0.0  # variances on their boundary and infinite thresholds are taken as known
         vector = self._vector()
         response = cast(Response, model.response.response)
-        return LinkEstimate(response, model.structure, vector, cov, model.user(vector), self.cov.moments)
+        moments, shift = self.cov.moments, self.cov.shift
+        return LinkEstimate(response, model.structure, vector, cov, model.user(vector), moments, shift)
 
     def _vector(self) -> Array:
         """Estimates, correlations with a random effect that does not vary as zero."""

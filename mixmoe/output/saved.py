@@ -319,7 +319,7 @@ def _arrays(saved: SavedFit) -> dict[str, NDArray[Any]]:
         arrays |= {"cov_mean": cov.moments.mean, "cov_spread": cov.moments.spread}
     if cov.draws is not None:
         arrays |= {"draws": cov.draws.values, "acceleration": cov.draws.acceleration}
-    limits = {"bounded": cov.bounded, "infinite": cov.infinite, "given": cov.given}
+    limits = {"bounded": cov.bounded, "infinite": cov.infinite, "given": cov.given, "shift": cov.shift}
     return arrays | {name: array for name, array in limits.items() if array is not None}
 
 
@@ -465,6 +465,8 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
     _check_shape("params", arrays["params"], (n_params,))
     for name in ("cov", *(name for name in ("bounded", "given") if name in arrays)):
         _check_shape(name, arrays[name], (n_params, n_params))
+    if "shift" in arrays:
+        _check_shape("shift", arrays["shift"], (n_params,))
     for name, ndim in _SHAPES.items():
         array = arrays.get(name, np.empty((0,) * ndim))
         if array.ndim != ndim or array.dtype.kind != "f":
@@ -520,6 +522,7 @@ def _cov(entry: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ParamCov:
         moments,
         draws,
         arrays.get("given"),
+        arrays.get("shift"),
     )
 
 

@@ -48,8 +48,8 @@ class Problem(Generic[Model]):
         R of the penalty ``1/2 |R theta|^2`` of smooth functions, which is taken off what is maximised.
     effective : ndarray, shape (K,), or None
         Effective number of coefficients of each expert where some are penalised.
-    doubt : ndarray, shape (m, P), or None
-        Q: that smoothing parameters are not known adds ``V Q'Q V`` to the covariance V.
+    ridge_of_limits : ndarray, shape (M, P), or None
+        R of the fit around which limits lie, where smoothing parameters are estimated.
     """
 
     structure: Structure
@@ -59,7 +59,7 @@ class Problem(Generic[Model]):
     restricted: bool = False
     ridge: Array | None = None
     effective: Array | None = None
-    doubt: Array | None = None
+    ridge_of_limits: Array | None = None
 
     @cached_property
     def free(self) -> FreeVector:

@@ -81,6 +81,8 @@ class LinkEstimate:
         On the user's scale, S = 1.
     moments : Moments or None
         Of the covariance, where limits are by t.
+    shift : ndarray, shape (P,), or None
+        How far the fit around which limits lie is from the vector.
     """
 
     response: Response
@@ -89,6 +91,7 @@ class LinkEstimate:
     cov: Array
     params: Params
     moments: Moments | None = None
+    shift: Array | None = None
 
     @property
     def extra(self) -> Array:
@@ -175,14 +178,16 @@ def mean_intervals(
     Interval
     """
     mean = of(e, at)
-    error, df = np.empty_like(mean), np.empty_like(mean)
+    error, df, centre = np.empty_like(mean), np.empty_like(mean), mean.copy()
     for first in range(0, len(mean), _CHUNK):
         rows = slice(first, first + _CHUNK)
         slopes = gradient_of(of, e, at.take(rows))
         error[rows], df[rows] = delta_errors(slopes, e.cov), delta_df(slopes, e)
+        if e.shift is not None:
+            centre[rows] += np.tensordot(e.shift, slopes, 1)
     limits = e.response.limits if limits is None else limits
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        lower, upper = limits(mean, critical(alpha, df) * error, at.trials[:, None])
+        lower, upper = limits(centre, critical(alpha, df) * error, at.trials[:, None])
     return Interval(mean, error, lower, upper)
 
 

@@ -127,6 +127,8 @@ class Estimate:
         Whether there are such directions.
     moments : Moments or None
         Of the covariance, where limits are by t.
+    shift : ndarray, shape (P,), or None
+        How far the fit around which limits lie is from the parameters.
     """
 
     params: Params
@@ -134,6 +136,7 @@ class Estimate:
     where: ReportedVector
     separated: bool = False
     moments: Moments | None = None
+    shift: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +161,12 @@ class History:
         return History(self.probabilities[subjects], self.means[subjects], self.covariances[subjects])
 
 
-def wald(estimate: Array, std_error: Array, alpha: float, df: Array | float = np.inf) -> Interval:
-    """Limits by t, or normal ones where the degrees of freedom are infinite."""
-    half = critical(alpha, df) * std_error
-    return Interval(estimate, std_error, estimate - half, estimate + half)
+def wald(
+    estimate: Array, std_error: Array, alpha: float, df: Array | float = np.inf, shift: Array | float = 0.0
+) -> Interval:
+    """Limits by t, or normal ones where the degrees of freedom are infinite, around the estimate with a shift."""
+    half, centre = critical(alpha, df) * std_error, estimate + shift
+    return Interval(estimate, std_error, centre - half, centre + half)
 
 
 def gate_probabilities(e: Estimate, W: Array) -> Array:
@@ -175,15 +180,19 @@ def gate_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
     NaN where a gate with infinite coefficients gives zero or one: the estimate has no spread there to first order.
     """
     pi = gate_probabilities(e, W)
-    std_error = np.empty_like(pi)
-    V = _block(e.cov, e.where.gate.ravel())
+    std_error, shift = np.empty_like(pi), np.zeros_like(pi)
+    gate = e.where.gate.ravel()
+    V = _block(e.cov, gate)
     for k in range(pi.shape[1]):
         slopes = pi[:, [k]] * ((np.arange(1, pi.shape[1]) == k) - pi[:, 1:])  # d pi_k / d predictor_j  (N, K-1)
         gradient = (slopes[:, :, None] * W[:, None]).reshape(W.shape[0], -1)
         std_error[:, k] = _row_errors(gradient, V)
+        if e.shift is not None:
+            moved, slope = gradient @ e.shift[gate], pi[:, k] * (1 - pi[:, k])
+            shift[:, k] = np.divide(moved, slope, where=slope > _AT_END, out=shift[:, k])
     if e.separated:
         std_error[pi * (1 - pi) < _AT_END] = np.nan
-    limits = probability_limits(pi, std_error, alpha)
+    limits = probability_limits(pi, std_error, alpha, shift)
     return Interval(pi, probability_errors(std_error), limits.lower, limits.upper)
 
 
@@ -220,7 +229,8 @@ def expert_intervals(e: Estimate, X: Array, alpha: float) -> Interval:
         gradient = np.zeros((len(X), e.cov.shape[0]))
         gradient[:, e.where.beta[0]] = X
         df = degrees_of_freedom(e.moments, gradient)[:, None]
-    return wald(expert_means(e, X), np.column_stack(errors), alpha, df)
+    shift = 0.0 if e.shift is None else X @ e.shift[e.where.beta].T
+    return wald(expert_means(e, X), np.column_stack(errors), alpha, df, shift)
 
 
 def weighted_mean_errors(e: Estimate, X: Array, weights: Array) -> Array:
@@ -250,11 +260,14 @@ def population_intervals(e: Estimate, X: Array, W: Array, alpha: float) -> Inter
         alone = expert_intervals(e, X, alpha)
         return Interval(*(part[:, 0] for part in (alone.estimate, alone.std_error, alone.lower, alone.upper)))
     mean = population_means(e, X, W)
-    error = np.empty_like(mean)
+    error, shift = np.empty_like(mean), np.zeros_like(mean)
     for start in range(0, len(mean), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        error[rows] = _row_errors(population_gradient(e, X[rows], W[rows]), e.cov)
-    return wald(mean, error, alpha)
+        gradient = population_gradient(e, X[rows], W[rows])
+        error[rows] = _row_errors(gradient, e.cov)
+        if e.shift is not None:
+            shift[rows] = gradient @ e.shift
+    return wald(mean, error, alpha, shift=shift)
 
 
 def population_gradient(e: Estimate, X: Array, W: Array) -> Array:

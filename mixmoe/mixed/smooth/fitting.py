@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixmoe._typing import Array
+from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated
 from mixmoe.mixed.ascents import Search, permute
@@ -15,7 +16,7 @@ from mixmoe.mixed.likelihood.observed import evaluate
 from mixmoe.mixed.parameters import Params, user_to_reported, user_to_working, working_to_free
 from mixmoe.mixed.search import gate_shares
 from mixmoe.mixed.smooth.functions import Function, Geometry, coarse_columns, geometry_of
-from mixmoe.mixed.smooth.marginal import Smoothed, estimate, marginal_loglik, penalised_inverse, smoothing_doubt
+from mixmoe.mixed.smooth.marginal import Smoothed, estimate, marginal_loglik, penalised_inverse, undersmoothed
 from mixmoe.mixture.estimate import EMFit, Flag
 from mixmoe.numerics.optimise import Control
 
@@ -49,8 +50,8 @@ class Smoothing:
         parameters.
     marginal : float
         Log marginal likelihood, in units of the response.
-    doubt : ndarray, shape (m, P)
-        What not knowing the smoothing parameters adds to covariances, see `marginal.smoothing_doubt`.
+    of_limits : ndarray, shape (J,)
+        Smoothing parameters of the fit around which limits lie, see `marginal.undersmoothed`.
     """
 
     functions: tuple[Function, ...]
@@ -60,7 +61,7 @@ class Smoothing:
     of_experts: Array
     weights: Array
     marginal: float
-    doubt: Array
+    of_limits: Array
 
 
 def checked_smoothing(given: Any, functions: Sequence[Function]) -> Array:
@@ -132,7 +133,8 @@ def smooth_maximum(
     at = model.at(found.lambdas, found.theta)
     fit = at.record(_as_search(model, geometry, found))
     more = () if at.smoothing is None else smoothing_flags(at.smoothing)
-    fit = replace(fit, smoothing=found.lambdas, converged=found.converged, flags=(*fit.flags, *more))
+    flags = (*fit.flags, *more, *between_subjects(model.functions, model.design))
+    fit = replace(fit, smoothing=found.lambdas, converged=found.converged, flags=flags)
     if rough is None:
         return fit
     kept = tuple(flag for flag in rough.flags if flag.code in _FROM_STARTS)
@@ -219,7 +221,7 @@ def effective(model: "Estimation", geometry: Geometry, lambdas: Array, theta: Ar
         of_experts=np.array([own[beta].sum() for beta in plain.free.beta]),
         weights=weights,
         marginal=marginal_loglik(plain, geometry, lambdas, theta) - model.log_scale,
-        doubt=smoothing_doubt(geometry, H, lambdas, theta, np.isnan(model.given_smoothing)),
+        of_limits=undersmoothed(geometry, H, lambdas, np.isnan(model.given_smoothing)),
     )
 
 
@@ -250,3 +252,24 @@ def smoothing_flags(smoothing: Smoothing) -> tuple[Flag, ...]:
             )
         )
     return tuple(flags)
+
+
+def between_subjects(functions: Sequence[Function], design: Design) -> tuple[Flag, ...]:
+    """The flag of functions in experts that have one value per subject, beside random effects."""
+    first = design.starts[design.codes]  # row of each row's subject
+    names = [
+        f.name
+        for f in functions
+        if f.columns.section == "expert"
+        and np.array_equal(design.expert[:, f.columns.columns], design.expert[np.ix_(first, f.columns.columns)])
+    ]
+    if not names or not design.random.shape[1] or design.n_units == design.n:
+        return ()
+    return (
+        Flag(
+            "between_subjects",
+            f"The index of {', '.join(names)} does not vary within subjects: only differences between subjects tell "
+            "these functions, about which random effects vary, and experts may part subjects by them. Each needs many "
+            "subjects; where the index is to say who belongs to an expert, write s(...) in gate:.",
+        ),
+    )

@@ -1,7 +1,8 @@
 """Values of penalised functions with pointwise limits and simultaneous bands; their tables and curves.
 
 Given smoothing parameters the coefficients have, a posteriori, the covariance of the fit (Nychka 1988; Marra & Wood
-2012), from which follow standard errors and, for the whole range, the distribution of the largest deviation.
+2012), from which follow standard errors and, for the whole range, the distribution of the largest deviation. Limits lie
+around a fit that is smoothed less where smoothing parameters are estimated, see `marginal.undersmoothed`.
 
 References
 ----------
@@ -51,7 +52,7 @@ class Course:
     where : ndarray of int, shape (c,)
         Those parameters.
     limits : callable
-        Limits from values and half widths; the scale of a link keeps those of an expected response within its range.
+        Limits from centres and half widths; the scale of a link keeps those of an expected response within its range.
     """
 
     coefficient: str
@@ -78,14 +79,31 @@ class Band:
     band_high: Array
 
 
-def band(f: Course, cov: Array, alpha: float, draws: int, rng: np.random.Generator) -> Band:
-    """Limits of one function from the covariance of the reported parameters, shape (P, P)."""
-    covariance = f.slopes @ cov[np.ix_(f.where, f.where)] @ f.slopes.T
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What limits are from.
+
+    Attributes
+    ----------
+    cov : ndarray, shape (P, P)
+        Covariance of the reported parameters.
+    shift : ndarray, shape (P,), or None
+        How far the fit that has it lies from the estimates.
+    """
+
+    cov: Array
+    shift: Array | None
+
+
+def band(f: Course, around: Around, alpha: float, draws: int, rng: np.random.Generator) -> Band:
+    """Limits of one function."""
+    covariance = f.slopes @ around.cov[np.ix_(f.where, f.where)] @ f.slopes.T
     error = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    centre = f.values if around.shift is None else f.values + f.slopes @ around.shift[f.where]
     # Studentised deviations are the same on every scale, so that one critical value serves all kinds of limits.
     critical = multiplier_critical(covariance, alpha, draws, rng)
-    pointwise = f.limits(f.values, float(ndtri(1 - alpha / 2)) * error)
-    return Band(f.values, error, *pointwise, *f.limits(f.values, critical * error))
+    pointwise = f.limits(centre, float(ndtri(1 - alpha / 2)) * error)
+    return Band(f.values, error, *pointwise, *f.limits(centre, critical * error))
 
 
 def grid_of(f: Function, points: int = POINTS) -> Array:
@@ -131,12 +149,12 @@ def _block(f: Function) -> str:
 
 
 def band_frame(
-    functions: Sequence[Course], cov: Array, alpha: float, draws: int, rng: np.random.Generator
+    functions: Sequence[Course], around: Around, alpha: float, draws: int, rng: np.random.Generator
 ) -> pd.DataFrame:
     """Bands of several functions, tidy: a column per index, empty in the rows of functions of another."""
     frames = []
     for f in functions:
-        found = band(f, cov, alpha, draws, rng)
+        found = band(f, around, alpha, draws, rng)
         frames.append(
             pd.DataFrame(
                 {

@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from mixmoe._typing import Array, IntArray
+from mixmoe.check.term_tests import TermTest
 from mixmoe.errors import ArgumentError
+from mixmoe.inference.uncertainty import CovType
+from mixmoe.inference.wald import WaldTest
 from mixmoe.mixed.curvature import information
 from mixmoe.mixed.smooth.fitting import SIGMA_FLOOR
 from mixmoe.mixed.smooth.functions import Function, geometry_of
 from mixmoe.mixed.smooth.marginal import Smoothed, estimate, marginal_loglik, typical_smoothing
-from mixmoe.mixture.estimate import EMFit, Starts
+from mixmoe.mixture.estimate import Block, EMFit, Starts
 from mixmoe.mixture.resampling import replicate
 from mixmoe.numerics.optimise import Control
 
@@ -193,19 +196,43 @@ def _wood(wanted: Wanted, rows: Array, where: IntArray, params: Array, cov: Arra
     return FunctionTest(wanted.names, wanted.hypothesis, statistic, rank, p, "asymptotic", 0, np.empty(0))
 
 
-def equality_test(model: "MEMoE", pair: tuple[Function, Function], params: Array, cov: Array) -> FunctionTest:
-    """Wood's test that two experts have one function, with their levels where the functions have them."""
-    a, b = pair
-    if not np.array_equal(a.columns.of, b.columns.of) or model.smoothing is None:
-        raise ArgumentError(f"{a.name} and {b.name} are no functions of one term, so they cannot be compared")
-    both = np.concatenate([b.where, a.where])
-    turn = np.hstack([np.eye(a.where.size), -np.eye(a.where.size)])
-    inner = turn @ cov[np.ix_(both, both)] @ turn.T
-    weights = model.smoothing.weights
-    edf = float(np.maximum(weights[a.where], weights[b.where]).sum())
-    rows = model.design.expert[:, a.columns.columns]
-    statistic, rank, p = wood_test(rows, turn @ params[both], inner, edf)
-    return FunctionTest((a.name, b.name), "equal", statistic, rank, p, "asymptotic", 0, np.empty(0))
+def equality_test(model: "MEMoE", functions: Sequence[Function], params: Array, cov: Array) -> FunctionTest:
+    """Wood's test that experts have one function, with their levels where the functions have them."""
+    first, *later = functions
+    if any(not np.array_equal(f.columns.of, first.columns.of) for f in later) or model.smoothing is None:
+        listed = " and ".join(f.name for f in functions)
+        raise ArgumentError(f"{listed} are no functions of one term, so they cannot be compared")
+    where, weights, size = np.concatenate([f.where for f in functions]), model.smoothing.weights, first.where.size
+    turn = np.hstack([-np.tile(np.eye(size), (len(later), 1)), np.eye(len(later) * size)])
+    inner = turn @ cov[np.ix_(where, where)] @ turn.T
+    edf = sum(float(np.maximum(weights[first.where], weights[f.where]).sum()) for f in later)
+    rows = _side_by_side([model.design.expert[:, first.columns.columns]] * len(later))
+    statistic, rank, p = wood_test(rows, turn @ params[where], inner, edf)
+    names = tuple(f.name for f in functions)
+    return FunctionTest(names, "equal", statistic, rank, p, "asymptotic", 0, np.empty(0))
+
+
+def term_tests(model: "MEMoE", params: Array, cov: Array, kind: CovType) -> tuple[TermTest, ...]:
+    """Tests of the functions of each term together: they are zero, and experts have the same."""
+    if model.smoothing is None:
+        return ()
+    by_term: dict[tuple[Block, str], list[Function]] = {}
+    for f in model.smoothing.functions:
+        block: Block = "gate" if f.columns.section == "gate" else "common" if f.expert is None else "expert"
+        by_term.setdefault((block, f.columns.name), []).append(f)
+
+    def as_wald(test: FunctionTest, where: IntArray) -> WaldTest:
+        error = np.sqrt(np.maximum(np.diag(cov)[where], 0.0))
+        return WaldTest(test.functions, params[where], error, test.statistic, test.df, test.pvalue, kind)
+
+    found = []
+    for (block, term), functions in by_term.items():
+        where = np.concatenate([f.where for f in functions])
+        zero = as_wald(asymptotic_test(model, Wanted(tuple(functions), "zero"), params, cov), where)
+        compared = block == "expert" and len(functions) > 1
+        equal = as_wald(equality_test(model, functions, params, cov), where) if compared else None
+        found.append(TermTest(block, term, zero, equal))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_rng
+from mixmoe.check.term_tests import TermTests
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
@@ -20,7 +21,7 @@ from mixmoe.mixed.prediction.trajectories import population_gradient, population
 from mixmoe.mixed.results import GLMMResults, MEMoEResults, covariates_of
 from mixmoe.mixed.smooth import function_bands as smooth_bands
 from mixmoe.mixed.smooth.fitting import Smoothing
-from mixmoe.mixed.smooth.function_bands import function_curves, function_tables
+from mixmoe.mixed.smooth.function_bands import Around, function_curves, function_tables
 from mixmoe.mixed.smooth.hypotheses import (
     HYPOTHESES,
     METHODS,
@@ -30,6 +31,7 @@ from mixmoe.mixed.smooth.hypotheses import (
     bootstrap_test,
     equality_test,
     named_functions,
+    term_tests,
 )
 from mixmoe.mixture.estimate import EMFit, classification_entropy, criteria
 from mixmoe.output.records import Cell, Curve, Table
@@ -61,10 +63,11 @@ class SmoothResults(MEMoEResults):
     Notes
     -----
     ``cov_type="nonrobust"`` is the posterior covariance ``V = (H + S)^-1`` given the smoothing parameters, ``"robust"``
-    is ``V (M + S) V`` with M the outer products of the subjects' scores. To both is added, unless
-    ``unconditional=False`` asks for them alone, that estimated smoothing parameters are not known: each is averaged
-    over its marginal likelihood. Tests of functions are given the smoothing parameters. Functions without ``by=`` are
-    centred over the rows of the data. ``llf`` is the log-likelihood at the penalised estimates, without the penalty.
+    is ``V (M + S) V`` with M the outer products of the subjects' scores. Where smoothing parameters are estimated both
+    are of a fit in which no function is smoothed so much that a bend is lost that data cannot tell from a line, and
+    limits and bands of functions lie around that fit (undersmoothing); ``unconditional=False`` takes smoothing
+    parameters as known. Tests of functions are given the smoothing parameters. Functions without ``by=`` are centred
+    over the rows of the data. ``llf`` is the log-likelihood at the penalised estimates, without the penalty.
     """
 
     def __init__(self, model: "MEMoE", fit: EMFit, cov: ParamCov) -> None:
@@ -125,7 +128,8 @@ class SmoothResults(MEMoEResults):
         -------
         DataFrame
             One row per function and grid point: coefficient, block, expert, term, the index, estimate, std_error,
-            conf_low, conf_high (pointwise), band_low, band_high (simultaneous over the range of the index).
+            conf_low, conf_high (pointwise), band_low, band_high (simultaneous over the range of the index). Limits
+            lie around a fit that is smoothed less than the estimate where this is smoother than data can tell.
         """
         checked_choice(of, "of", smooth_bands.SUBJECTS)
         checked_count(draws, "draws", least=100)
@@ -137,10 +141,10 @@ class SmoothResults(MEMoEResults):
             raise ArgumentError(f"derivative=1 is for of='coefficients' and 'differences', got of={of!r}; leave it out")
         if of in smooth_bands.AT_COVARIATES:
             grid = build_grid(self.model.design, trajectory_axis(self.model.design), at)
-            wanted, cov = self._trajectories(grid) if of == "experts" else self._mean(grid)
+            wanted, around = self._trajectories(grid) if of == "experts" else self._mean(grid)
         else:
-            wanted, cov = self._functions(of, derivative), self.cov.of_bounded
-        return smooth_bands.band_frame(wanted, cov, checked_alpha(alpha), draws, checked_rng(rng))
+            wanted, around = self._functions(of, derivative), Around(self.cov.of_bounded, self.cov.shift)
+        return smooth_bands.band_frame(wanted, around, checked_alpha(alpha), draws, checked_rng(rng))
 
     def _functions(self, of: str, derivative: int) -> list[smooth_bands.Course]:
         functions, params = self._smoothing.functions, self.em.params
@@ -154,10 +158,10 @@ class SmoothResults(MEMoEResults):
             return [smooth_bands.difference(a, b, params, derivative) for a, b in found]
         return [smooth_bands.coefficient(f, params, derivative) for f in functions]
 
-    def _trajectories(self, grid: Grid) -> tuple[list[smooth_bands.Course], Array]:
-        """Linear predictors of the experts along the axis of the figure of trajectories, and the covariance for them.
+    def _trajectories(self, grid: Grid) -> tuple[list[smooth_bands.Course], Around]:
+        """Linear predictors of the experts along the axis of the figure of trajectories, and what limits are from.
 
-        For ordinal responses it is that of intercepts in the place of the first thresholds.
+        For ordinal responses that is of intercepts in the place of the first thresholds.
         """
         X, e = self.model.design.for_new(grid.rows).expert, self._known()
         pairs = enumerate(zip(e.params.beta[0], e.where.beta, strict=True), start=1)
@@ -165,13 +169,14 @@ class SmoothResults(MEMoEResults):
             smooth_bands.Course(f"expert{k}", "expert", "mean", k, grid.label, grid.x, X @ beta, X, where)
             for k, (beta, where) in pairs
         ]
-        return courses, e.cov
+        return courses, Around(e.cov, e.shift)
 
-    def _mean(self, grid: Grid) -> tuple[list[smooth_bands.Course], Array]:
-        """The population mean along the axis of the figure of trajectories, and the covariance for it."""
+    def _mean(self, grid: Grid) -> tuple[list[smooth_bands.Course], Around]:
+        """The population mean along the axis of the figure of trajectories, and what limits are from."""
         rows, e = self.model.design.for_new(grid.rows), self._known()
         X, W = rows.expert, rows.gate[rows.codes]
-        return [mean_course(grid, population_means(e, X, W), population_gradient(e, X, W))], e.cov
+        course = mean_course(grid, population_means(e, X, W), population_gradient(e, X, W))
+        return [course], Around(e.cov, e.shift)
 
     def test_functions(
         self,
@@ -251,6 +256,18 @@ class SmoothResults(MEMoEResults):
         return self.test_functions(
             which, "constant", method=method, n_boot=n_boot, rng=rng, n_jobs=n_jobs, progress=progress
         )
+
+    def wald_test_terms(self) -> TermTests:
+        """Joint tests of every term, those of functions by Wood's test: are they zero, have all experts the same.
+
+        A function without ``by=`` has no level: that it is zero is that it is constant.
+        """
+        found, cov = super().wald_test_terms(), self.cov.of_tests
+        note = (
+            "Functions: tests of Wood (2013) with effective degrees of freedom; those without by= are constant if zero."
+        )
+        functions = term_tests(self.model, self.em.params, cov, self.cov.kind)
+        return replace(found, tests=(*found.tests, *functions), notes=(note,))
 
     def lr_test(self, other: Any) -> Any:
         """Refused: penalised estimates do not maximise the likelihood; `test_functions` tests functions."""
@@ -353,12 +370,13 @@ class SmoothGLMMResults(SmoothResults, GLMMResults):
     SmoothResults, GLMMResults
     """
 
-    def _mean(self, grid: Grid) -> tuple[list[smooth_bands.Course], Array]:
+    def _mean(self, grid: Grid) -> tuple[list[smooth_bands.Course], Around]:
         """The expected response in the population, averaged over the random effects, at one trial."""
         e, at = self._link(), covariates_of(self.model.design.for_new(grid.rows))
         slopes = gradient_of(expected_responses, e, at)[:, :, 0].T
         limits = partial(e.response.limits, trials=at.trials)
-        return [replace(mean_course(grid, expected_responses(e, at)[:, 0], slopes), limits=limits)], e.cov
+        course = replace(mean_course(grid, expected_responses(e, at)[:, 0], slopes), limits=limits)
+        return [course], Around(e.cov, e.shift)
 
 
 def mean_course(grid: Grid, values: Array, slopes: Array) -> smooth_bands.Course:

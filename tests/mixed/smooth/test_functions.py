@@ -12,7 +12,7 @@ from mixmoe.design.design import column_terms
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed.ascents import permute
-from mixmoe.mixed.smooth.fitting import _as_search
+from mixmoe.mixed.smooth.fitting import _as_search, between_subjects
 from mixmoe.mixed.smooth.functions import geometry_of
 from mixmoe.mixed.smooth.hypotheses import wood_test
 from mixmoe.mixed.smooth.marginal import Smoothed
@@ -59,6 +59,32 @@ def test_a_hypothesis_about_a_function_is_sent_to_its_test(fit):
         fit.wald_test("expert1.s(t) = 0")
 
 
+def test_terms_hold_functions(fit):
+    """Each function's term is tested as by itself; the table stands beside those of other terms."""
+    frame = fit.wald_test_terms().to_frame().set_index(["block", "term"])
+    for term in ("s(t)", "s(t, by=x)"):
+        zero = fit.test_functions(term, "zero")
+        row = frame.loc[("expert", term)]
+        assert (row["statistic"], row["df"], row["p_value"]) == (zero.statistic, zero.df, zero.pvalue)
+        equal = fit.test_functions(term, "equal")
+        assert row["p_value_equal"] == equal.pvalue
+    assert ("gate", "z") in frame.index
+    assert "effective degrees of freedom" in str(fit.wald_test_terms())
+
+
+def test_equality_of_three_is_walds_of_all_differences():
+    """With whole rank, whichever expert the others are taken from."""
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(9, 9))
+    b, V, rows = rng.normal(size=9), A @ A.T, rng.normal(size=(40, 3))
+    turn = np.hstack([-np.tile(np.eye(3), (2, 1)), np.eye(6)])
+    stacked = np.kron(np.eye(2), rows)
+    statistic, rank, _ = wood_test(stacked, turn @ b, turn @ V @ turn.T, 6.0)
+    other = np.hstack([np.eye(6), -np.tile(np.eye(3), (2, 1))])
+    assert rank == 6
+    assert statistic == pytest.approx(b @ other.T @ np.linalg.solve(other @ V @ other.T, other @ b))
+
+
 def test_a_report_does_not_pass_the_ends_of_the_search_for_its_own(fit, tmp_path):
     fit.report(tmp_path / "r.html", figures=False)
     page = (tmp_path / "r.html").read_text()
@@ -83,7 +109,11 @@ def test_limits_are_those_of_the_covariance(fit):
     rows = f.basis(part["t"].to_numpy())
     V = fit.cov_params().to_numpy()[np.ix_(f.where, f.where)]
     np.testing.assert_allclose(part["std_error"], np.sqrt(np.diag(rows @ V @ rows.T)), rtol=1e-8)
-    factor = (part["band_high"] - part["estimate"]) / part["std_error"]
+    np.testing.assert_allclose(part["conf_high"] - part["conf_low"], 2 * 1.959964 * part["std_error"], rtol=1e-6)
+    centre = rows @ (fit.params.to_numpy() + fit.cov.shift)[f.where]
+    for low, high in (("conf_low", "conf_high"), ("band_low", "band_high")):
+        np.testing.assert_allclose((part[low] + part[high]) / 2, centre, atol=1e-10)
+    factor = (part["band_high"] - part["band_low"]) / (2 * part["std_error"])
     assert np.ptp(factor) < 1e-8
     assert 2.3 < factor.iloc[0] < 3.5
 
@@ -225,6 +255,17 @@ def test_lines_and_small_bases_are_flagged(frame):
         assert "line" in [f.code for f in mm.fit("y ~ s(t) | re: (1 | id)", flat, 1).flags]
 
 
+def test_an_index_that_is_constant_within_subjects_is_flagged(frame):
+    """In the experts, beside random effects; not in the gate, nor where its multiplier varies."""
+    data = frame[frame["id"] < 60]
+    with pytest.warns(mm.errors.DegeneracyWarning, match=r"The index of expert1.s\(z\) does not vary within"):
+        mm.fit("y ~ s(z, k=5) + s(t, k=5) | re: (1 | id)", data, 1)
+    design = mm.MEMoE("y ~ s(z, k=5, by=x) | gate: s(z, k=5) | re: (1 | id)", data, 2)
+    assert not between_subjects(design.functions, design.design)
+    rows = mm.MEMoE("y ~ s(z, k=5)", data, 1)
+    assert not between_subjects(rows.functions, rows.design)
+
+
 def test_a_fit_starts_from_another(fit, frame):
     again = mm.fit(fit.model.formula, frame, 2, start=fit, cov_type="nonrobust")
     assert again.llf == pytest.approx(fit.llf, abs=1e-2)
@@ -241,14 +282,24 @@ def test_other_covariances(fit):
     assert np.isfinite(drawn.bands(rng=0)["std_error"]).all()
 
 
-def test_unknown_smoothing_parameters_widen_bands_and_leave_tests(fit, frame):
-    """The same is added to every covariance; tests are given the smoothing parameters."""
-    whole, known = ([fit.with_cov(k, **o).cov.matrix for k in ("nonrobust", "robust")] for o in ({}, UNMOVED))
-    added = [a - b for a, b in zip(whole, known, strict=True)]
-    np.testing.assert_allclose(added[1], added[0], atol=1e-9 * np.abs(added[0]).max())
-    assert np.linalg.eigvalsh(added[0]).min() > -1e-9 * np.abs(added[0]).max()
+def test_unknown_smoothing_parameters_move_limits_and_leave_tests(fit, frame):
+    """Limits are wider, and lie around the fit with the smoothing parameters that its model says."""
     given = fit.with_cov("robust", **UNMOVED)
-    assert (given.bands(rng=0)["std_error"] <= fit.bands(rng=0)["std_error"] * (1 + 1e-9)).all()
+    assert given.cov.shift is None
+    narrow, wide = (fit.with_cov("nonrobust", **o).bands(rng=0)["std_error"] for o in (UNMOVED, {}))
+    assert (narrow <= wide * (1 + 1e-9)).all()
+    of_limits = fit.model.smoothing.of_limits
+    moved = of_limits < 0.9 * fit.functions["lambda"].to_numpy()
+    assert moved.any()
+    assert not moved.all()
+    names = dict(zip(fit.functions.index, of_limits, strict=True))
+    formula = fit.model.formula.text
+    there = mm.fit(formula, frame, 2, smoothing=names, start=fit, starts=0, cov_type="nonrobust")
+    ours, theirs = (f.bands(rng=0) for f in (fit.with_cov("nonrobust"), there))
+    away = (ours["conf_low"] + ours["conf_high"]) / 2 - theirs["estimate"]
+    assert np.abs(away / ours["std_error"]).max() < 0.1  # a step of the quadratic model against the maximum
+    assert np.abs((ours["estimate"] - theirs["estimate"]) / ours["std_error"]).max() > 0.3
+    np.testing.assert_allclose(ours["std_error"], theirs["std_error"], rtol=0.1)
     pd.testing.assert_frame_equal(given.test_varying(), fit.test_varying())
     assert "errors are given the smoothing parameters" in " ".join(str(given.summary()).split())
     assert "hold the uncertainty of the smoothing parameters" in " ".join(str(fit.summary()).split())

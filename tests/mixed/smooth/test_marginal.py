@@ -113,47 +113,37 @@ def test_marginal_likelihood_of_one_expert_is_that_of_random_coefficients(frame)
 
 
 @pytest.mark.parametrize("bent", [True, False])
-def test_covariance_averaged_over_smoothing_parameters(frame, bent):
-    """Dense: the posterior of all coefficients and the marginal likelihood at many lambda, variances held."""
+def test_limits_lie_around_a_fit_that_is_smoothed_less(frame, bent):
+    """Dense: information, generalised least squares and posterior covariance, variances held."""
     rng = np.random.default_rng(0)
     flat = rng.normal(size=60)[frame["id"]] + rng.normal(size=len(frame))
     data = frame if bent else frame.assign(y=flat)
     fit = mm.fit("y ~ s(t, k=7) | re: (1 | id)", data, experts=1, cov_type="nonrobust")
-    known = fit.with_cov("nonrobust", unconditional=False)
-    d, f, params = fit.model.design, fit.model.functions[0], fit.params.to_numpy()
+    d, f = fit.model.design, fit.model.functions[0]
     X, sd, sigma = d.expert, fit.params["sd1(Intercept|id)"], fit.params["sigma1"]
     Z = (d.codes[:, None] == np.arange(d.n_units)).astype(float)
     data_part = X.T @ np.linalg.solve(sd**2 * Z @ Z.T + sigma**2 * np.eye(d.n), np.column_stack([X, d.response]))
-    information, score = data_part[:, :-1], data_part[:, -1]
+    of_data, score = data_part[:, :-1], data_part[:, -1]
     inside = np.flatnonzero(np.isin(np.arange(X.shape[1]), f.columns.columns[f.columns.penalised]))
     outside = np.setdiff1d(np.arange(X.shape[1]), inside)
-    of_rest = information[np.ix_(outside, outside)]
-    schur = information[np.ix_(inside, inside)] - information[np.ix_(inside, outside)] @ np.linalg.solve(
-        of_rest, information[np.ix_(outside, inside)]
+    schur = of_data[np.ix_(inside, inside)] - of_data[np.ix_(inside, outside)] @ np.linalg.solve(
+        of_data[np.ix_(outside, outside)], of_data[np.ix_(outside, inside)]
     )
-    unit = np.linalg.eigvalsh(schur)[-1]
-    deviations = np.exp(np.linspace(np.log(1e-4), np.log(1e4), 1000)) / np.sqrt(unit)
-    logs, seconds = np.empty(deviations.size), np.empty((deviations.size, *information.shape))
-    for i, deviation in enumerate(deviations):
-        prior = np.zeros(X.shape[1])
-        prior[inside] = deviation**-2
-        posterior = np.linalg.inv(information + np.diag(prior))
-        # Density of the data with all coefficients integrated out, and of a half-Cauchy deviation by its logarithm.
-        logs[i] = 0.5 * np.log(prior[inside]).sum() + 0.5 * np.linalg.slogdet(posterior)[1]
-        logs[i] += 0.5 * score @ posterior @ score + np.log(deviation) - np.log1p(deviation**2 * unit / 4)
-        away = posterior @ score - params[: X.shape[1]]
-        seconds[i] = posterior + np.outer(away, away)
-    weights = np.exp(logs - logs.max())
-    average = np.einsum("i,ipq->pq", weights / weights.sum(), seconds)
-    at = f.columns.columns  # coefficients of experts come first among the parameters
-    rows = X[::15, at]
-    errors = [
-        np.sqrt(np.einsum("np,pq,nq->n", rows, C[np.ix_(at, at)], rows))
-        for C in (average, fit.cov_params().to_numpy(), known.cov_params().to_numpy())
-    ]
-    np.testing.assert_allclose(errors[1], errors[0], rtol=0.02)
-    grown = np.mean(errors[1] / errors[2])
-    assert grown > (1.005 if bent else 1.3)
+    estimated = fit.functions["lambda"].iloc[0]
+    least = 1 / (1 / estimated + 4 / np.linalg.eigvalsh(schur)[-1])
+    assert (least < 0.9 * estimated) != bent
+    # The information holds how coefficients and variances hang together, which dense least squares do not.
+    assert fit.model.smoothing.of_limits[0] == pytest.approx(least, rel=1e-2)
+    prior = np.zeros(X.shape[1])
+    prior[inside] = least
+    V = np.linalg.inv(of_data + np.diag(prior))
+    band = fit.bands(rng=0)
+    at, rows = f.columns.columns, f.basis(band["t"].to_numpy())
+    error = np.sqrt(np.diag(rows @ V[np.ix_(at, at)] @ rows.T))
+    np.testing.assert_allclose(band["std_error"], error, rtol=0.02)
+    centre = (band["conf_low"] + band["conf_high"]) / 2
+    np.testing.assert_allclose((centre - rows @ (V @ score)[at]) / error, 0.0, atol=0.02)
+    assert (np.abs((centre - band["estimate"]) / error).max() > 0.1) != bent
 
 
 def test_marginal_likelihood_of_two_experts_by_quadrature():
@@ -244,7 +234,7 @@ def test_given_smoothing_parameters():
     names = {"s(t)": 5.0, "expert1.s(t, by=x)": 9.0}
     fit = mm.fit("y ~ s(t) + s(t, by=x) | re: (1 | id)", frame, 1, smoothing=names)
     assert fit.functions["lambda"].tolist() == [5.0, 9.0]
-    assert fit.cov.given is None  # known smoothing parameters add nothing
+    assert fit.cov.shift is None  # limits lie around the estimate of known smoothing parameters
     with pytest.raises(mm.errors.ArgumentError, match=r"'s\(u\)', which is no function of the model"):
         mm.fit("y ~ s(t) | re: (1 | id)", frame, 1, smoothing={"s(u)": 1.0})
     with pytest.raises(mm.errors.ArgumentError, match="must hold positive numbers"):
