@@ -336,7 +336,17 @@ def test_missing_values_are_counted_by_subject_and_only_covariates_are_to_be_imp
     with pytest.warns(DroppedRowsWarning) as told:
         mm.fit(FORMULA, data, experts=1)
     said = "9 of 120 rows were left out because of missing values (y: 1, z: 8), among them all rows of 2 of 30 subjects"
-    assert str(told[0].message) == f"{said}; impute z to keep theirs"
+    assert str(told[0].message) == f"{said}; impute z to keep them"
+
+
+def test_subjects_that_a_lag_leaves_without_rows_are_counted():
+    data = good()
+    data = data[~data["id"].isin(["s00", "s01"]) | ~data["id"].duplicated()]  # of two subjects one row each
+    with pytest.warns(DroppedRowsWarning, match="among them all rows of 2 of 30 subjects; lag") as told:
+        assert mm.fit("y ~ time + lag(z) | re: (1 | id)", data, experts=1, time="time").n_units == 28
+    with pytest.warns(DroppedRowsWarning, match="of none of 30 subjects all"):
+        mm.fit("y ~ lag(z) | re: (1 | id)", good(), experts=1, time="time")
+    assert len(told) == 1
 
 
 def test_subjects_that_are_floats_with_missing_values():

@@ -360,10 +360,12 @@ def _varying_error(i: int, term: str, rows: Rows, frame: FrameView, recipe: Reci
             f"{shown(values.iloc[i])} in row {label_of(rows, frame, i)})"
         )
     group = recipe.formula.random.group if recipe.formula.random is not None else ""
+    states = recipe.formula.seq is not None
+    of_whole = "the transitions are those of a person" if states else "the gate routes whole subjects"
     return DesignError(
-        f"the gate covariate {column!r} varies within {subject}; the gate routes whole subjects, so it must "
+        f"the gate covariate {column!r} varies within {subject}; {of_whole}, so it must "
         f"be constant within {group!r}; use a baseline value, such as "
-        f"data.groupby({group!r})[{column!r}].transform('first'), or move {column!r} to the expert part"
+        f"data.groupby({group!r})[{column!r}].transform('first'), or move {column!r} left of the first bar"
     )
 
 

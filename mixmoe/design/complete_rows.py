@@ -407,20 +407,29 @@ def _refuse_ties(rows: Rows, keys: Keys, frame: FrameView) -> None:
         )
 
 
-def _lost(frame: FrameView, group: str, columns: Sequence[str]) -> str:
-    """How many of how many subjects have no row that is complete in some columns."""
-    subjects = frame.column(group)
-    incomplete = np.logical_or.reduce([missing(frame.column(name)) for name in columns])
+def _lost(rows: Rows, frame: FrameView, group: str) -> tuple[int, int]:
+    """How many of how many subjects are gone: have no row that is complete in its columns, or whose terms exist."""
+    subjects, dropped = frame.column(group), [name for name, _ in rows.dropped.by_column]
     known = ~missing(subjects)
-    all_of_them = subjects[known].nunique()
-    return f"{all_of_them - subjects[known & ~incomplete].nunique()} of {all_of_them}"
+    left = subjects[known]
+    columns = [name for name in dropped if name in frame]
+    if columns:
+        left = subjects[known & ~np.logical_or.reduce([missing(frame.column(name)) for name in columns])]
+    labels = set(left)
+    if len(columns) < len(dropped):  # a term such as lag(x), which the first row of a subject does not have
+        labels &= set(rows.labels)
+    total = subjects[known].nunique()
+    return total - len(labels), total
 
 
 def warn_dropped(rows: Rows, frame: FrameView, response: str, group: str | None) -> None:
     """Say how many rows and subjects are gone, and what can be done: covariates can be imputed, responses need not."""
-    columns = [name for name, _ in rows.dropped.by_column if name in frame]
-    grouped = group is not None and group in frame and columns
-    subjects = f", among them all rows of {_lost(frame, str(group), columns)} subjects" if grouped else ""
+    subjects = ""
+    if group is not None and group in frame and rows.dropped.n_rows:
+        lost, total = _lost(rows, frame, group)
+        subjects = (
+            f", among them all rows of {lost} of {total} subjects" if lost else f", of none of {total} subjects all"
+        )
     say_dropped(rows.dropped, frame.n_rows, frame, (response, group), subjects)
 
 
@@ -449,7 +458,7 @@ def say_dropped(
         if others:
             undefined += f"; {', '.join(others)} may be undefined there, as a logarithm of negative values"
         covariates = [name for name, _ in dropped.by_column if name in known and name not in apart]
-        advice = f"; impute {', '.join(covariates)} to keep theirs" if covariates else ""
+        advice = f"; impute {', '.join(covariates)} to keep them" if covariates else ""
         warn(
             f"{dropped.n_rows} of {n_rows} rows were left out because of missing values ({dropped}){subjects}"
             f"{advice}{undefined}",

@@ -292,6 +292,14 @@ def refuse_wald(hypotheses: Hypotheses, params: Array, cov: Array, layout: Param
             f"{', '.join(blank)} has no valid standard error (it is on the boundary of its space or was not estimated "
             "freely); compare fits with lr_test instead"
         )
+    weights = [
+        layout.names[i] for i in used if layout.parameters[i].block == "smooth" and not layout.parameters[i].tested
+    ]
+    if weights:
+        return InvalidTest(
+            f"{', '.join(weights)} is a weight of a network, and single weights have no meaning: hidden units may be "
+            "exchanged and change their sign; see plot() for the function"
+        )
     if _margin(hypotheses, params, layout) <= _INTERIOR:
         return InvalidTest(
             f"the hypothesis {', '.join(hypotheses.labels)!r} puts a standard deviation or a correlation on the "

@@ -292,7 +292,7 @@ def select(
         As in `fit`; several must have the same response.
     data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
     experts : int or iterable of int, optional
-        Numbers of experts; 1 to 6. Not for networks.
+        Numbers of experts; 1 to 6. Not for networks with person effects (`NME`).
     starts : int, optional
         Random starts of each candidate; by default 8 per expert. Starts carried from the fit with one expert fewer,
         each of its experts split four times, come on top, where that fit is a candidate too.

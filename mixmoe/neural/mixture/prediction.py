@@ -25,7 +25,7 @@ from mixmoe.output.predictions import Interval
 
 CHUNK = 4000  # rows whose derivatives are held at once
 GRID = 41  # points of a partial dependence
-AVERAGED = 100  # rows, or subjects, over which it is averaged
+AVERAGED = 2_000  # rows, or subjects, at most, over which it is averaged
 BISECTIONS = 60
 
 
@@ -286,7 +286,8 @@ def dependence(
     """Partial dependence of the experts' means, or of the probabilities by the gate, on one column.
 
     The average of the function over the rows (of the gate: subjects) of the data with the column set to each value of a
-    grid over its range, the other columns as they are (Friedman 2001, section 8.2).
+    grid over its range, the other columns as they are (Friedman 2001, section 8.2). Of more than 2,000 rows over so
+    many that are spread evenly.
     """
     frame = design.frame if section == "expert" else design.frame.iloc[design.starts]
     chosen = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, AVERAGED).astype(int))]

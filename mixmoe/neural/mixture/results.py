@@ -253,8 +253,8 @@ class NMoEResults(MoEResults):
         Parameters
         ----------
         of : {"experts", "probabilities"}
-            Means of the experts, averaged over the rows of the data, or probabilities by the gate, averaged over the
-            subjects, with one column set to each value of a grid.
+            Means of the experts, averaged over the rows of the data (2,000 spread over them, if there are more), or
+            probabilities by the gate, averaged over the subjects, with one column set to each value of a grid.
         alpha : float
             One minus the level of the limits.
         x : str, optional
