@@ -156,8 +156,11 @@ def test_blocks_of_subjects_change_nothing():
     many = pd.concat([one.assign(id=one["id"] + 100 * i) for i in range(200)], ignore_index=True)
     formula = "y ~ time + x | gate: z | re: (1 + time | id)"
     small, large = mm.MEMoE(formula, one, 4), mm.MEMoE(formula, many, 4)
-    assert sum(1 for _ in large.problem.experts.blocks(4)) > 1
-    params = some_point(small)
+    params, n_starts = some_point(small), 50
+    assert sum(1 for _ in large.problem.experts.blocks(4 * n_starts)) > 1
+    found = evaluate(large.problem, np.tile(large.working(params), (n_starts, 1)))
+    assert found.loglik - large.log_scale == pytest.approx(200 * small.loglike(params), rel=1e-11)
+    assert relative(found.score[7], 200 * evaluate(small.problem, small.working(params)[None]).score[0]) < 1e-9
     assert large.loglike(params) == pytest.approx(200 * small.loglike(params), rel=1e-11)
     assert relative(large.score(params), 200 * small.score(params)) < 1e-9
 
