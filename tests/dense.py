@@ -35,16 +35,17 @@ def either(named, own, shared):
 
 
 def error_covariance(expert, V, time):
-    """R of one subject."""
+    """R of subjects with n rows each, shape (..., n, n)."""
     sd = expert.sigma * np.exp(V @ expert.slopes)
-    lag = np.abs(time[:, None] - time)
-    R = np.eye(len(time))
+    before, after = time[..., :, None], time[..., None, :]
+    lag = np.abs(before - after)
+    R = np.eye(time.shape[-1])
     if expert.rho is not None:
         R = expert.rho**lag
     if expert.phi is not None:
         R = np.exp(-expert.phi * lag)
-    R = np.outer(sd, sd) * R
-    return R if expert.sd_bm is None else R + expert.sd_bm**2 * np.minimum(time[:, None], time)
+    R = sd[..., :, None] * sd[..., None, :] * R
+    return R if expert.sd_bm is None else R + expert.sd_bm**2 * np.minimum(before, after)
 
 
 def times(design):
@@ -98,32 +99,33 @@ def logsumexp(a):
 
 def log_normal(residual, V):
     sign, size = np.linalg.slogdet(V)
-    return -0.5 * (len(residual) * np.log(2 * np.pi) + size + np.log(sign) + residual @ np.linalg.solve(V, residual))
+    distance = (residual * np.linalg.solve(V, residual[..., None])[..., 0]).sum(axis=-1)
+    return -0.5 * (residual.shape[-1] * np.log(2 * np.pi) + size + np.log(sign) + distance)
 
 
 def log_t(residual, V, df):
     """Multivariate t with scale matrix V."""
-    n = len(residual)
+    n = residual.shape[-1]
     sign, size = np.linalg.slogdet(V)
-    distance = residual @ np.linalg.solve(V, residual)
+    distance = (residual * np.linalg.solve(V, residual[..., None])[..., 0]).sum(axis=-1)
     constant = loggamma((df + n) / 2) - loggamma(df / 2) - n / 2 * np.log(df * np.pi)
     return constant - 0.5 * (size + np.log(sign)) - (df + n) / 2 * np.log(1 + distance / df)
 
 
 def log_joint(design, named, n_experts, df=None):
     """Log of gate probability times density of each subject under each expert, shape (N, K)."""
-    columns = []
-    for expert in experts(design, named, n_experts):
-        values = []
-        for unit in range(design.n_units):
-            rows = design.codes == unit
-            X, Z, y = design.expert[rows], design.random[rows], design.response[rows]
-            V = Z @ expert.D @ Z.T + error_covariance(expert, design.sigma[rows], times(design)[rows])
+    out = log_gate(design, named, n_experts).astype(np.result_type(*map(np.asarray, named.values())))
+    time, sizes = times(design), np.bincount(design.codes)
+    for n in np.unique(sizes):  # subjects with as many rows at once, each by its own dense covariance
+        units = np.flatnonzero(sizes == n)
+        rows = np.array([np.flatnonzero(design.codes == unit) for unit in units])
+        X, Z, y = design.expert[rows], design.random[rows], design.response[rows]
+        for k, expert in enumerate(experts(design, named, n_experts)):
+            V = Z @ expert.D @ np.swapaxes(Z, 1, 2) + error_covariance(expert, design.sigma[rows], time[rows])
             freedom = expert.df if df is None else df
             r = y - X @ expert.beta
-            values.append(log_normal(r, V) if freedom is None else log_t(r, V, freedom))
-        columns.append(values)
-    return np.array(columns).T + log_gate(design, named, n_experts)
+            out[units, k] += log_normal(r, V) if freedom is None else log_t(r, V, freedom)
+    return out
 
 
 def logliks(design, named, n_experts, df=None):

@@ -4,6 +4,7 @@ Messages name column and row.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,10 @@ def _copies(rows: Rows, recipe: Recipe) -> int:
     copies = table.duplicated()
     if not copies.any():
         return 0
-    left, response = table[~copies], response_column(recipe.formula)
+    left = table[~copies]
+    # Of log(y) the column y: a transform of a continuous column is continuous.
+    responses = [u.name for u in recipe.names["response"] if u.name in rows.columns and not u.called]
+    response = responses[0] if len(responses) == 1 else None
     measured = {u.name for part in ("expert", "random", "index") for u in recipe.names.get(part, ()) if not u.called}
     measured = measured & set(left.columns) - {response}
     timed = any(is_numeric(left[name]) and not left.duplicated(["", name]).any() for name in measured)
@@ -327,20 +331,20 @@ def refuse_size(what: str, largest: float, limits: tuple[float, float], where: s
         )
 
 
-def gate_by_unit(gate: Array, built: Materialized, rows: Rows, frame: FrameView, recipe: Recipe) -> Array:
-    """One row of the gate per unit, after checking that it is constant there."""
-    starts = rows.starts
+def with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Materialized:
+    """The matrices with one row of the gate per unit, after checking that it is constant there; not along an index."""
+    if recipe.formula.vary is not None:
+        return built
+    starts, gate = rows.starts, built.matrices["gate"]
     first = gate[starts]
-    if len(starts) == rows.n:
-        return first
-    for j in range(gate.shape[1]):
+    for j in range(gate.shape[1] if len(starts) < rows.n else 0):
         off = gate[:, j] - first[rows.codes, j]
         if not off.any():
             continue
         varies = np.abs(off) > 1e-9 * np.abs(gate[:, j]).max()
         if varies.any():
             raise _varying_error(int(varies.argmax()), built.names["gate"][j], rows, frame, recipe)
-    return first
+    return replace(built, matrices={**built.matrices, "gate": first})
 
 
 def _varying_error(i: int, term: str, rows: Rows, frame: FrameView, recipe: Recipe) -> DesignError:

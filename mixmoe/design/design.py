@@ -18,13 +18,13 @@ from mixmoe.design.checks import (
     check_replay,
     check_sizes,
     check_types,
-    gate_by_unit,
     label_of,
     level_codes,
     level_scores,
     refuse_size,
     response_levels,
     warn_doubtful,
+    with_gate_by_unit,
 )
 from mixmoe.design.complete_rows import Dropped, Rows, earliest, warn_dropped, without_rows
 from mixmoe.design.formula import MoEFormula
@@ -381,7 +381,7 @@ def build_design(
     built = ENGINES[engine].materialize(table, recipe.sections, recipe.context)
     check_row_by_row(built, recipe, table)
     rows = _cleaned(recipe, built, rows, frame)
-    built = _with_gate_by_unit(recipe, built, rows, frame)
+    built = with_gate_by_unit(recipe, built, rows, frame)
     recipe = _fitted(recipe, built, rows, frame)
     design = assembled(recipe, built, rows, frame)
     check_effects(design.names.random, aliases(design.random), int(design.counts.max()))
@@ -414,7 +414,7 @@ def replay(recipe: Recipe, data: Any, response: bool, without: Sequence[str] = (
         owners={**built.owners, **dict.fromkeys(without, ())},
     )
     partial = replace(recipe, kept={**recipe.kept, **{name: np.ones(0, dtype=bool) for name in without}})
-    return replace(assembled(partial, _with_gate_by_unit(recipe, built, rows, frame), rows, frame), recipe=recipe)
+    return replace(assembled(partial, with_gate_by_unit(recipe, built, rows, frame), rows, frame), recipe=recipe)
 
 
 def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Rows:
@@ -426,13 +426,6 @@ def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) 
     warn_dropped(rows, frame, recipe.formula.response, None if random is None else random.group)
     check_finite(built, rows, frame, recipe)
     return rows
-
-
-def _with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Materialized:
-    if recipe.formula.vary is not None:
-        return built
-    gate = gate_by_unit(built.matrices["gate"], built, rows, frame, recipe)
-    return replace(built, matrices={**built.matrices, "gate": gate})
 
 
 def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Recipe:

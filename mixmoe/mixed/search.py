@@ -129,9 +129,10 @@ def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Gen
 
 
 def _sorted(keys: Sequence[Array]) -> NDArray[np.intp]:
-    """`numpy.lexsort`, where hardly any two have the same last key: all others are compared for these only."""
-    order = np.argsort(keys[-1], kind="stable")
-    same = np.diff(keys[-1][order]) == 0
+    """`numpy.lexsort`, where hardly any two have the same last two keys: all others are compared for these only."""
+    last = keys[-2:]
+    order = np.lexsort(last)
+    same = np.all([np.diff(key[order]) == 0 for key in last], axis=0)
     tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
     among = order[tied]
     order[tied] = among[np.lexsort([key[among] for key in keys])]

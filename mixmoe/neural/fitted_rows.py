@@ -32,8 +32,9 @@ from mixmoe.neural.estimators.trained import Problem, Trained, block_outputs
 from mixmoe.neural.groupings import joint_of
 from mixmoe.neural.network import forward, transition_scores, view_tensors
 from mixmoe.neural.person_predictions import Uncertainty, gather, to_state
-from mixmoe.neural.persons import Persons, category_names, known_means, parameter_names, persons_of, unknown_means
+from mixmoe.neural.persons import Persons, category_names, parameter_names, persons_of
 from mixmoe.neural.posterior import full_logits, mean_outputs, posterior_covariance, root_of
+from mixmoe.neural.predicted_rows import known_means, unknown_means
 from mixmoe.output.records import Panel
 from mixmoe.results import Results
 

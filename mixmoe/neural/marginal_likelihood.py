@@ -4,8 +4,9 @@ Their coefficients, and the maximum of the marginal likelihood.
 
 Coefficients at the mode of the effects are too small, as the mode makes up for each person what the coefficient lacks:
 200 persons with five binary rows and an intercept of standard deviation 1.5 have a slope of .855 there and .978 at the
-maximum; of 40 chains of two states what a covariate adds to the transitions is a fifth too small, and its tests reject
-hardly ever. Where effects are few and the network is linear, the integral over them is cheap, and the fit ends at it.
+maximum; in a set of 40 chains of two states the four scores that a covariate adds were 6 to 26 % too small, and twice
+the log-likelihood that it brings 4.0 and not 5.0. Where effects are few and the network is linear, the integral over
+them is cheap, and the fit ends at it.
 
 References
 ----------
@@ -31,6 +32,7 @@ from mixmoe.neural.estimators.last_layer import is_exact
 from mixmoe.neural.estimators.mixed_model import identity_like
 from mixmoe.neural.estimators.state import (
     State,
+    directions,
     effects,
     importance_loglik,
     information_pieces,
@@ -279,6 +281,8 @@ def unit_steps(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
         Steps of the logarithms of the variances.
     """
     with torch.no_grad():
+        if state.loading is not None:  # of which the optimiser may have moved the lengths
+            state = replace(state, loading=directions(state.loading))
         if problem.family == "crf":
             information = chain_information(problem, state).population
         else:

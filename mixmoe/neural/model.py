@@ -49,11 +49,10 @@ from mixmoe.neural.marginal_likelihood import shrunken_flags
 from mixmoe.neural.network import (
     Network,
     build_network,
-    check_module,
     checked_hidden,
     select_personal,
-    wrap_module,
 )
+from mixmoe.neural.own_modules import check_module, wrap_module
 from mixmoe.neural.posterior import Family
 from mixmoe.neural.refusals import (
     check_gate,
@@ -240,8 +239,8 @@ class NME:
         self.levels: tuple[Levels, ...] = levels_of(self.design)
         self.scaling: Scaling = build_scaling(self.design, self.family)
         moves = checked_moves(transitions, self.design, self.family)
-        bare_network = architecture(self.design, self.family, self.scaling, widths, activation, network)
-        self.network: Network = replace(bare_network, moves=moves)
+        asked = architecture(self.design, self.family, self.scaling, widths, activation, network)
+        self.network: Network = replace(asked, moves=moves)
         check_moves(self.design, self.network)
         names = named_inputs(self.design, self.scaling, self.network, self.family)
         self.personal, *others = (
@@ -329,17 +328,14 @@ class NME:
         lr : float
             Learning rate; constant, then decaying to zero (``"laplace"``), or constant (``"sgd"``).
         annealing : float, optional
-            Factor by which the variances of ``"sgd"`` shrink per epoch, the alpha of the paper; 0.97. ``"laplace"``
-            has no annealing and does not use it, which a warning says where it is given: its variances do not depend on
-            such a setting.
+            Factor by which the variances of ``"sgd"`` shrink per epoch, the alpha of the paper; 0.97.
         penalty : float, optional
             Weight of the penalty on the effects of ``"sgd"`` (lambda of the paper); 1. ``"laplace"``, where it is 1 by
-            the model, does not use it and warns likewise.
+            the model, uses neither, and warns where they are given.
         weight_decay : float, optional
-            Ridge penalty on the network's parameters, per row. By default none, but that hidden layers below effects on
-            the last layer of a Gaussian response, and the loadings of these effects, have a standard normal prior, and
-            all layers where there are hidden ones and no effects (``"laplace"``): with few rows plain likelihood has no
-            maximum there, or one that predicts badly; 0 for plain likelihood.
+            Ridge penalty on the network's parameters, per row. By default none but the priors of networks with hidden
+            layers that the notes of the class tell of (``"laplace"``): with few rows plain likelihood has no maximum
+            there, or one that predicts badly; 0 for plain likelihood.
         batch_size : int, optional
             Persons per step; default: all. Batches are drawn once and visited in random order each epoch. Not for the
             exact likelihood of effects on the last layer, which needs everyone at each step.
@@ -349,8 +345,7 @@ class NME:
         patience : int, optional
             Stop after so many epochs without improvement; 400 for ``"sgd"``.
         baselines : bool
-            Whether to compare with the generic network, one network per person and network + LME on held-out rows,
-            which takes about four more fits.
+            Whether to compare with the generic network, one per person and network + LME on held-out rows: four fits.
         holdout : float
             Share of each person's last rows held out for that comparison.
         rng : int, numpy.random.Generator or None
@@ -359,7 +354,7 @@ class NME:
             and the best four of them to the end; `summary` says how many of these reached the best one. A linear
             network and one of your own have one start.
         progress : bool, optional
-            Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
+            Progress bar; by default in a terminal, and if the fit takes more than a few seconds.
 
         Returns
         -------
@@ -492,21 +487,9 @@ class NME:
         training : mapping
             Options of `fit` that are not the default.
         """
-        shift = self.design.n * np.log(self.scaling.y_sd)
-        record = EMFit(
-            params=found.values,
-            loglik=trained.loglik - shift,
-            trace=trained.trace.train,
-            n_iter=len(trained.trace.train),
-            n_evaluations=len(trained.trace.train),
-            converged=trained.converged,
-            responsibilities=np.ones((self.design.n_units, 1)),
-            starts=replace(starts, logliks=starts.logliks - shift, ends=starts.ends - shift),
-            flags=trained.flags,
-        )
-        note = "hidden layers held" if self.network.hidden or self.network.module is not None else ""
-        note = note if self.estimator == "laplace" else "the sgd rule has none"
-        cov = ParamCov(found.covariance, "nonrobust", note)
+        record = record_of(self, trained, found, starts)
+        held = "hidden layers held" if self.network.hidden or self.network.module is not None else ""
+        cov = ParamCov(found.covariance, "nonrobust", held if self.estimator == "laplace" else "the sgd rule has none")
         return NMEResults(self, record, cov, problem, trained, comparison, training)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
@@ -523,6 +506,22 @@ class NME:
         codes = level_codes(self.levels, self.design)
         rows = split_rows(self.design, self.family, self.scaling, codes, self.device, share, holdout)
         return replace(self.problem, train=rows[0], validation=rows[1], share=share, prior=prior)
+
+
+def record_of(model: NME, trained: Trained, found: Estimates, starts: Starts) -> EMFit:
+    """What all families keep of a fit, log-likelihoods on the user's scale."""
+    shift = model.design.n * np.log(model.scaling.y_sd)
+    return EMFit(
+        params=found.values,
+        loglik=trained.loglik - shift,
+        trace=trained.trace.train,
+        n_iter=len(trained.trace.train),
+        n_evaluations=len(trained.trace.train),
+        converged=trained.converged,
+        responsibilities=np.ones((model.design.n_units, 1)),
+        starts=replace(starts, logliks=starts.logliks - shift, ends=starts.ends - shift),
+        flags=trained.flags,
+    )
 
 
 def told_flags(design: Design, problem: Problem, trained: Trained, gain: float | None) -> list[Flag]:

@@ -29,12 +29,11 @@ from mixmoe.neural.components import free_parameters, is_linear, named_tensors
 from mixmoe.neural.displays import (
     Comparison,
     architecture_table,
-    check_options,
     comparison_table,
-    effect_curves,
     learning_curves,
     share_table,
 )
+from mixmoe.neural.effect_curves import check_options, effect_curves
 from mixmoe.neural.estimators.trained import LevelEffects, Problem, Trace, Trained, parts_of
 from mixmoe.neural.fitted_rows import NetworkDiagnosis
 from mixmoe.neural.marginal_likelihood import linear_names

@@ -20,7 +20,7 @@ from mixmoe.design.design import Design, assembled
 from mixmoe.design.recipe import Recipe
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.partitions.moments import columns_of_part
-from mixmoe.partitions.scan import Part
+from mixmoe.partitions.scan import ROWS_AT_ONCE, Part
 from mixmoe.partitions.survey import Source
 
 RUN_ROWS = 100_000  # rows that are in memory at a time where arrays are made from files
@@ -117,9 +117,8 @@ def gather(
     position, codes = on_disk((n,), np.intp), on_disk((n,), np.intp)
     aux = {name: on_disk((n,)) for name in recipe.aux if name != "cluster"}
     filled, first = np.zeros(counts.size, dtype=np.intp), 0
-    for found in source.data.mapped(
-        partial(rows_of_part, recipe=recipe, types=source.types, check=check), source.columns
-    ):
+    task = partial(rows_of_part, recipe=recipe, types=source.types, check=check)
+    for found in source.data.mapped(task, source.columns, ROWS_AT_ONCE):
         part, before, first = found.design, first, first + found.n_input
         if part is None:
             continue

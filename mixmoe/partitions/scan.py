@@ -16,6 +16,8 @@ from mixmoe.partitions.on_workers import OnWorkers, active_client
 
 Result = TypeVar("Result")
 CHUNK_ROWS = 250_000
+AT_ONCE = 32  # partitions whose findings may wait here
+ROWS_AT_ONCE = 4  # the same where these are as long as their rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,13 @@ class Partitions(Protocol):
         """Some columns of all rows, partition by partition, always in the same order."""
         ...
 
-    def mapped(self, task: Callable[[Part], Result], columns: Sequence[str]) -> Iterator[Result]:
-        """What a task finds in each part, in the order of the parts, wherever it is computed."""
+    def mapped(
+        self, task: Callable[[Part], Result], columns: Sequence[str], at_once: int = AT_ONCE
+    ) -> Iterator[Result]:
+        """What a task finds in each part, in the order of the parts, wherever it is computed.
+
+        Of `at_once` parts at most it may wait here.
+        """
         ...
 
     def kept(self, task: Callable[[Part], Any], columns: Sequence[str]) -> OnWorkers | None:
@@ -106,8 +113,10 @@ class Scan:
                 mixed = {name: "float64" for name in as_floats if frame[name].dtype.kind in "iu"}
                 yield Part(frame.astype(mixed).set_axis(labels), source)
 
-    def mapped(self, task: Callable[[Part], Result], columns: Sequence[str]) -> Iterator[Result]:
-        """What a task finds in each chunk, in their order."""
+    def mapped(
+        self, task: Callable[[Part], Result], columns: Sequence[str], at_once: int = AT_ONCE
+    ) -> Iterator[Result]:
+        """What a task finds in each chunk, in their order; one at a time."""
         return map(task, self.parts(columns))
 
     def kept(self, task: Callable[[Part], Any], columns: Sequence[str]) -> None:
@@ -251,9 +260,6 @@ def is_partitioned(data: Any) -> bool:
     return isinstance(data, Partitions) and not isinstance(data, pd.DataFrame | Mapping | np.ndarray)
 
 
-_AT_ONCE = 32  # partitions whose findings may wait here
-
-
 @dataclass(frozen=True, slots=True)
 class DaskFrame:
     """A Dask frame as `Partitions`.
@@ -272,9 +278,11 @@ class DaskFrame:
 
     def parts(self, columns: Sequence[str]) -> Iterator[Part]:
         """Some columns of all rows, brought here partition by partition."""
-        return self.mapped(_as_it_is, columns)
+        return self.mapped(_as_it_is, columns, ROWS_AT_ONCE)
 
-    def mapped(self, task: Callable[[Part], Result], columns: Sequence[str]) -> Iterator[Result]:
+    def mapped(
+        self, task: Callable[[Part], Result], columns: Sequence[str], at_once: int = AT_ONCE
+    ) -> Iterator[Result]:
         """What a task finds in each partition, in their order, computed by the active client or by Dask's threads.
 
         Raises
@@ -285,9 +293,9 @@ class DaskFrame:
         import dask
 
         found = self._delayed(task, columns)
-        for first in range(0, len(found), _AT_ONCE):
+        for first in range(0, len(found), at_once):
             try:
-                results: tuple[Any, ...] = dask.compute(*found[first : first + _AT_ONCE])
+                results: tuple[Any, ...] = dask.compute(*found[first : first + at_once])
             except (OSError, RuntimeError) as error:
                 raise ArgumentError(
                     f"the partitions could not be computed ({' '.join(str(error).split())}); if the client is closed, "

@@ -160,6 +160,8 @@ def stream(
     near = replay(made.recipe, found.sample, response=True)
     y = np.asarray(near.response) - offset_of(near)
     reference = reference_of(y, near.expert, near.random)
+    # Labels of several types have an order in pandas only, not one by which they could be cut elsewhere.
+    spread = spread and not pd.api.types.infer_dtype(near.labels).startswith("mixed")
     sums = accumulate(made.recipe, source, reference, gaussian, near.labels if spread else None)
     check_size(near.names.response, sums.largest)
     counts = sums.subjects.sums[0].astype(np.intp)

@@ -20,6 +20,7 @@ from mixmoe.output.records import Table
 from mixmoe.report.evidence import Evidence
 
 _NO_SELECTION = "Not reported: this report was made from one fit; give selection=mm.select(...) to report all of them."
+_NO_TIME = "no numeric column is known to be the time, in whose order the rows stand; give time= to mm.fit"
 CRITERIA = (
     "log L is the maximised log-likelihood, P the number of parameters, N the number of {units}. "
     "AIC = -2 log L + 2 P; BIC = -2 log L + P log N; adjusted BIC has (N + 2) / 24 in place of N; "
@@ -30,7 +31,7 @@ CRITERIA = (
 def metric_of_time(e: Evidence) -> str:
     """Answers 'In which unit, and from which origin, is time measured?' (GRoLTS 1)."""
     if e.times is None:
-        return "Not reported: no numeric column of the data is the time of the curves; say it with answers={'G1': ...}."
+        return f"Not reported: {_NO_TIME}; or say it with answers={{'G1': ...}}."
     low, high = e.times.min(), e.times.max()
     return (
         f"In part: time is the column {e.time!r} as it is in the data, from {low:.4g} to {high:.4g}. Its unit and "
@@ -41,7 +42,7 @@ def metric_of_time(e: Evidence) -> str:
 def time_within_wave(e: Evidence) -> str:
     """Answers 'How do the times within a wave of measurement vary (mean, variance)?' (GRoLTS 2)."""
     if e.times is None or e.design.names.group is None:
-        return "Not reported: without subjects and a numeric time there are no waves."
+        return f"Not reported: {_NO_TIME if e.design.names.group is not None else 'there are no subjects'}."
     return "Section Data: mean, standard deviation and range of the time of each visit, and how many subjects had it."
 
 
@@ -267,7 +268,9 @@ def one_to_k(e: Evidence) -> str:
 
 def identifiability(e: Evidence) -> str:
     """Answers 'Observations per parameter in each class' (SMART-LCA 8c)."""
-    own = [sum(p.expert == k + 1 for p in e.results.model.layout.parameters) for k in range(e.n_experts)]
+    # The ratio of proportional covariances belongs to one expert, although it stands in the table of all.
+    parameters, K = e.results.model.layout.parameters, e.n_experts
+    own = [sum(p.expert == k + 1 or p.name == f"omega{k + 1}" for p in parameters) for k in range(K)]
     size = e.results.em.responsibilities.sum(axis=0)
     ratios = ", ".join(
         f"expert {k + 1}: {n:.1f} {e.units} for {p} parameters" for k, (n, p) in enumerate(zip(size, own, strict=True))

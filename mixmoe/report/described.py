@@ -224,9 +224,21 @@ def waves_table(design: Design, times: Array, axis: str) -> Table:
     )
 
 
+def first_values(design: Design, times: Array | None) -> pd.DataFrame:
+    """Columns at the earliest row of each unit; without times those that do not change within units, and no others."""
+    frame = design.frame.iloc[first_rows(design, times)]
+    if times is not None or design.names.group is None:
+        return frame
+    distinct = design.frame.groupby(design.codes, sort=False).nunique(dropna=False)
+    return frame[[name for name in frame if (distinct[name] == 1).all()]]
+
+
+_CONSTANT_ONLY = "Columns that do not change within subjects; for first values of the others give time= to mm.fit."
+
+
 def attrition_table(design: Design, times: Array | None) -> Table | None:
     """Rank correlation of the number of visits with first values; None if all have as many visits."""
-    counts, frame = design.counts, design.frame.iloc[first_rows(design, times)]
+    counts, frame = design.counts, first_values(design, times)
     if counts.min() == counts.max():
         return None
     columns = [column for column in _indicators(frame, design.names.group) if column.nunique() > 1]
@@ -238,7 +250,10 @@ def attrition_table(design: Design, times: Array | None) -> Table | None:
         index=tuple(str(column.name) for column in columns),
         cells=tuple((float(test.statistic), float(test.pvalue)) for test in tests),
         formats=(".3f", "p"),
-        notes=("Spearman's rank correlation; columns outside the formula are not looked at.",),
+        notes=(
+            "Spearman's rank correlation; columns outside the formula are not looked at.",
+            *([_CONSTANT_ONLY] if times is None else []),
+        ),
     )
 
 
@@ -261,7 +276,7 @@ def _indicators(frame: pd.DataFrame, group: str | None) -> list[pd.Series]:
 
 def profile_table(design: Design, responsibilities: Array, times: Array | None, units: str) -> Table:
     """Means and deviations at the first row of each unit, by expert, every unit counted by its probabilities."""
-    frame = design.frame.iloc[first_rows(design, times)]
+    frame = first_values(design, times)
     K = responsibilities.shape[1]
     weights = [*responsibilities.T, np.ones(len(frame))]
     columns = _indicators(frame, design.names.group)
@@ -275,7 +290,10 @@ def profile_table(design: Design, responsibilities: Array, times: Array | None, 
             *(tuple(_weighted(column, w) for w in weights) for column in columns),
         ),
         formats=("num",) * (K + 1),
-        notes=("Every unit counts for each expert by its posterior probability.",),
+        notes=(
+            "Every unit counts for each expert by its posterior probability.",
+            *([_CONSTANT_ONLY] if times is None and design.names.group is not None else []),
+        ),
     )
 
 

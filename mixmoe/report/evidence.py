@@ -308,7 +308,10 @@ def remarks(e: Evidence) -> tuple[str, ...]:
     ]
     used = e.results.em.starts.n_starts
     if used:
-        notes.append(f"The fit used {used} start{'s' if used > 1 else ''}; give starts= if that is not the default.")
+        notes.append(
+            f"The fit made {used} start{'s' if used > 1 else ''}, random ones and those of splits and merges; if "
+            "it was given starts=, add the same to the code."
+        )
     own = [name for name, value in e.results.model.settings.items() if not _plain(value)]
     notes += [f"The fit was given {name}= of its own, which text cannot repeat; add it to the code." for name in own]
     if e.results.cov_type in ("cluster", "bootstrap"):

@@ -115,6 +115,7 @@ def match_units(design: Design, data: Any) -> Matched:
         raise ArgumentError(
             f"none of the {len(keys)} rows of outcomes belongs to the fit (matched by {by}); "
             f"name the {'subjects' if group else 'rows'} as in the fit, e.g. {shown(design.labels[0])}"
+            + (f", in a column {group!r} or as the index" if group and not named else "")
         )
     return Matched(frame[known].reset_index(drop=True), where[known], int((~known).sum()))
 

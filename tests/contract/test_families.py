@@ -154,6 +154,7 @@ ATTRIBUTES = {
     "cov_re": FRAME,
     "df_resid": (int, float),
     "df_t": SERIES,
+    "end_scores": FRAME,
     "entropy": float,
     "fittedvalues": (SERIES, FRAME),
     "icl": float,

@@ -10,8 +10,8 @@ from scipy import stats
 
 import mixmoe as mm
 from mixmoe.errors import ApproximationWarning, DegeneracyWarning, DesignError
+from mixmoe.mixed import ascents, end_points
 from mixmoe.mixed import degeneracy as flags
-from mixmoe.mixed import end_points
 from mixmoe.mixed import information as covariance
 from mixmoe.mixed import search as estimate
 from mixmoe.mixed.end_points import collapsed
@@ -127,16 +127,29 @@ def test_searches_go_on_until_two_agree(data, monkeypatch):
     def once(problem, *args):
         calls.append(problem.n_subjects)
         found = original(problem, *args)
-        return replace(found, rank=found.rank - len(calls)) if len(calls) < 3 else found
+        return replace(found, rank=found.rank - 2 * len(calls)) if len(calls) < 3 else found
 
     monkeypatch.setattr(estimate, "_search_once", once)
     monkeypatch.setattr(estimate, "_with_nested", lambda problem, one, found, *args: found)  # would find the maximum
     found = estimate.search(model.problem, 6, Control(), np.random.default_rng(0))
     assert len(calls) == estimate._SEARCHES
-    assert np.diff(found.summits) == pytest.approx([-1.0, -1.0], abs=1e-3)
+    assert np.diff(found.summits) == pytest.approx([-2.0, -2.0], abs=1e-3)
     monkeypatch.undo()
     found = estimate.search(model.problem, 6, Control(), np.random.default_rng(0))
     assert found.summits == pytest.approx(np.full(2, found.loglik), abs=1e-3)
+
+
+def test_searches_that_stopped_short_of_one_maximum_agree():
+    """Two are .004 apart until both are at rest; a third one is at another maximum, .5 below."""
+    loglik = np.array([-7.004, -7.0, -7.5, -9.0])
+    end = climb(lambda theta: Evaluation(loglik, np.zeros((4, 1))), np.zeros((4, 1)), np.ones((4, 1, 1)), 1, Control())
+    ends = replace(end_points.one_search(end, loglik), search=np.array([0, 1, 2, 2]))
+    assert ends.agree
+    assert not replace(ends, search=np.array([0, 0, 1, 1])).agree
+    chosen = end_points.candidates(loglik, 1.0)
+    done = end_points.finished(ends, chosen, np.array([-6.999, -6.9991, -7.49]))
+    assert done.summits == pytest.approx([-6.999, -6.9991, -7.49])
+    assert done.rank[3] == -9.0
 
 
 def test_what_all_experts_reached_does_not_end_ascents_with_fewer(data):
@@ -364,7 +377,7 @@ def test_proportional_covariances_of_which_one_all_but_vanishes(tiny, data):
     expected = [size[k] if k == 0 or k != tiny else 0.0 for k in range(3)]
     assert np.linalg.norm(kept, axis=(1, 2)) == pytest.approx(expected, rel=1e-9)
     assert evaluate(problem, at.theta[None]).loglik[0] == pytest.approx(before, abs=1e-6)
-    first = estimate.largest_first(problem, theta)
+    first = ascents.largest_first(problem, theta)
     turned = free_to_working(s, first[None]).factor[0]
     assert np.linalg.norm(turned, axis=(1, 2)).argmax() == 0
     assert evaluate(problem, first[None]).loglik[0] == pytest.approx(before, abs=1e-8)

@@ -259,7 +259,7 @@ def test_bad_options(option, message, data):
 
 def test_options_of_fit_are_those_that_are_documented():
     named = {name for name, p in inspect.signature(mm.MEMoE.fit).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    assert named == {"starts", "start", "max_iter", "tol", "rng", "cov_type", "progress"}
+    assert named == {"starts", "start", "max_iter", "tol", "rng", "cov_type", "checkpoint", "progress"}
 
 
 # ---- sizes ----

@@ -12,7 +12,7 @@ from mixmoe.errors import ArgumentError, FormulaError
 torch = pytest.importorskip("torch")
 
 from mixmoe.neural import model as model_module  # noqa: E402
-from mixmoe.neural.network import wrap_module  # noqa: E402
+from mixmoe.neural.own_modules import wrap_module  # noqa: E402
 from mixmoe.neural.transitions import person_values  # noqa: E402
 
 nn = torch.nn

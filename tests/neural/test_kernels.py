@@ -23,8 +23,8 @@ from mixmoe.neural.network import (  # noqa: E402
     jacobian,
     select_personal,
     view_tensors,
-    wrap_module,
 )
+from mixmoe.neural.own_modules import wrap_module  # noqa: E402
 from mixmoe.neural.posterior import (  # noqa: E402  # noqa: E402
     curvature_root,
     marginal_information,

@@ -300,7 +300,7 @@ def test_residuals_of_a_binary_response(binary):
 
 def test_the_first_row_of_a_person_has_no_history(binary):
     from mixmoe.neural.fitted_rows import history_means
-    from mixmoe.neural.persons import unknown_means
+    from mixmoe.neural.predicted_rows import unknown_means
 
     first = binary.model.design.starts
     by_history, alone = history_means(binary.persons), unknown_means(binary.persons, binary.persons.problem.train)

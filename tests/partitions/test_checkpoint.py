@@ -11,8 +11,8 @@ import pytest
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, ConvergenceWarning
-from mixmoe.mixed import search
-from mixmoe.mixture import ascents
+from mixmoe.mixed import ascents
+from mixmoe.mixture import checkpoints
 
 pytest.importorskip("pyarrow")
 FORMULA = "y ~ time + x1 | gate: z1 | re: (1 | id)"
@@ -20,16 +20,16 @@ FORMULA = "y ~ time + x1 | gate: z1 | re: (1 | id)"
 KILLED = """
 import os, signal, sys
 import mixmoe as mm
-from mixmoe.mixed import search
-from mixmoe.mixture import ascents
-ascents._EVERY = 0.0
-evaluate, left = search.evaluate, [int(sys.argv[3])]
+from mixmoe.mixed import ascents
+from mixmoe.mixture import checkpoints
+checkpoints._EVERY = 0.0
+evaluate, left = ascents.evaluate, [int(sys.argv[3])]
 def dying(problem, theta):
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
     return evaluate(problem, theta)
-search.evaluate = dying
+ascents.evaluate = dying
 mm.fit({formula!r}, mm.scan(sys.argv[1]), experts=2, rng=0, starts=4, checkpoint=sys.argv[2])
 """
 
@@ -49,14 +49,14 @@ def fitted(visits, **options):
 
 def counted(visits, **options):
     """A fit, and how often its ascents asked for the likelihood."""
-    evaluate, count = search.evaluate, [0]
+    evaluate, count = ascents.evaluate, [0]
 
     def counting(problem, theta):
         count[0] += 1
         return evaluate(problem, theta)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "evaluate", counting)
+        patch.setattr(ascents, "evaluate", counting)
         return fitted(visits, **options), count[0]
 
 
@@ -98,7 +98,7 @@ def test_a_killed_process_is_continued_with_the_same_result(visits, counted_whol
 
 @pytest.mark.parametrize("at", [3, 40, 90])
 def test_after_ctrl_c_the_best_is_kept_and_the_next_call_goes_on(visits, whole, tmp_path, monkeypatch, at):
-    evaluate, left = search.evaluate, [at]
+    evaluate, left = ascents.evaluate, [at]
 
     def stopped(problem, theta):
         left[0] -= 1
@@ -106,7 +106,7 @@ def test_after_ctrl_c_the_best_is_kept_and_the_next_call_goes_on(visits, whole, 
             raise KeyboardInterrupt
         return evaluate(problem, theta)
 
-    monkeypatch.setattr(search, "evaluate", stopped)
+    monkeypatch.setattr(ascents, "evaluate", stopped)
     with pytest.warns(ConvergenceWarning, match="interrupted"):
         cut = fitted(visits, checkpoint=tmp_path / "c")
     assert np.isfinite(cut.llf)
@@ -143,7 +143,7 @@ def test_rows_in_memory_functions_and_a_generator_are_continued_too(tmp_path, mo
     data["y"] += 2 * np.sin(data["time"])
     formula, options = "y ~ s(time, k=8) | re: (1 | id)", {"experts": 1, "checkpoint": tmp_path / "c"}
     known = mm.fit(formula, data, experts=1, rng=np.random.default_rng(3))
-    monkeypatch.setattr(ascents, "_EVERY", 0.0)
+    monkeypatch.setattr(checkpoints, "_EVERY", 0.0)
     for _ in range(2):
         found = mm.fit(formula, data, rng=np.random.default_rng(3), **options)
         np.testing.assert_array_equal(found.params, known.params)

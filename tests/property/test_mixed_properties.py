@@ -172,15 +172,6 @@ def test_a_row_of_missing_values_changes_nothing(seed):
     pd.testing.assert_frame_equal(mixed, before)
 
 
-@FEW
-@given(SEEDS)
-def test_more_experts_never_fit_worse(seed):
-    data = simulated(seed)
-    formula = "y ~ time | re: (1 | id)"
-    one, two = fitted(data, formula, 1), fitted(data, formula, 2)
-    assert two.llf >= one.llf - 1e-6
-
-
 # ---- replay ----
 
 TERMS = [

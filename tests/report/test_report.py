@@ -22,8 +22,15 @@ from mixmoe.errors import ArgumentError, MissingExtraError, MixmoeWarning
 from mixmoe.output.plots import draw, inlined, palette, svg
 from mixmoe.output.records import Curve, Table
 from mixmoe.output.summary import Summary
-from mixmoe.report.checklists import grolts, smart_lca
-from mixmoe.report.described import distinct_ends, effects_table, elsewhere, end_points_table
+from mixmoe.report.checklists import grolts, metric_of_time, smart_lca
+from mixmoe.report.described import (
+    attrition_table,
+    distinct_ends,
+    effects_table,
+    elsewhere,
+    end_points_table,
+    profile_table,
+)
 from mixmoe.report.evidence import _time, code, gather
 from mixmoe.report.reporting import _small, in_words
 from tests.fake_model import make_results
@@ -215,6 +222,22 @@ def test_what_the_report_takes_for_the_time(data, options, column):
     evidence = gather(fit, 0.05, None, None, None, True)
     assert evidence.time == column
     assert (evidence.times is None) == (column is None)
+
+
+@pytest.mark.filterwarnings("ignore::mixmoe.errors.MixmoeWarning")
+def test_the_first_row_is_the_first_visit_only_where_the_order_is_known():
+    frame = mm.simulate.memoe("separated", n_subjects=30, rng=1).data
+    frame = frame[(frame["time"] < 3) | (frame["id"] % 2 == 0)].sample(frac=1.0, random_state=0)
+    seen = {}
+    for options in ({}, {"time": "time"}):
+        fit = mm.fit("y ~ time + x1 | gate: z1 | re: (1 | id)", frame, experts=2, rng=0, starts=4, **options)
+        e = gather(fit, 0.05, None, None, None, True)
+        profile = profile_table(e.rows, fit._responsibilities_described, e.times, "subjects")
+        tables, columns = (attrition_table(e.rows, e.times), profile), {"time", "x1", "z1"}
+        seen[bool(options)] = [{word.split(",")[0] for word in table.index} & columns for table in tables]
+        assert ("give time=" in tables[0].notes[-1]) == ("give time=" in metric_of_time(e)) == (not options)
+    # x1 changes within subjects; at the first visit the time is zero for all, so that it has no rank correlation.
+    assert seen == {False: [{"z1"}, {"z1"}], True: [{"x1", "z1"}, {"time", "x1", "z1"}]}
 
 
 @pytest.mark.filterwarnings("ignore::mixmoe.errors.MixmoeWarning")

@@ -68,7 +68,7 @@ def test_default_is_a_table_of_all(fit):
 def test_grid_does_not_decide(seed, amplitude, name):
     data = vcmoe(n=200, rng=seed, amplitude=amplitude).data
     found = []
-    for n_grid in (25, 50, 100):
+    for n_grid in (25, 80):
         fit = VCMoE(FORMULA, data, bandwidth=0.4, n_grid=n_grid).fit(rng=0, starts=2)
         exact = fit.test_varying(name, method="asymptotic")
         found.append((exact.statistic, exact.pvalue, fit.test_varying(name, n_boot=19, rng=0).pvalue))

@@ -227,7 +227,7 @@ def test_weights_count_rows(sim):
 def test_other_families(family):
     sim = vcmoe(n=500, family=family, rng=2)
     options = {"trials": "trials"} if family == "binomial" else {"offset": "log_size"}
-    fit = VCMoE(FORMULA, sim.data, family=family, bandwidth=0.4, **options).fit(rng=0, starts=3)
+    fit = VCMoE(FORMULA, sim.data, family=family, bandwidth=0.4, n_grid=20, **options).fit(rng=0, starts=3)
     assert fit.converged
     assert fit.bands(rng=0)["std_error"].notna().mean() > 0.8
     limits = fit.predict(kind="mean", interval="prediction")

@@ -202,7 +202,7 @@ def test_one_expert_is_reported_as_it_is():
 
 def test_functions_that_the_data_contradict_are_not_reported():
     data = vcmoe(n=300, rng=2).data  # two experts
-    formula, options = "y ~ z1 | gate: x1 | vary: u", {"bandwidth": 0.4}
+    formula, options = "y ~ z1 | gate: x1 | vary: u", {"bandwidth": 0.4, "n_grid": 20}
     with pytest.warns(MixmoeWarning):
         fits = {e: VCMoE(formula, data, 3, estimate=e, **options).fit(rng=0) for e in ("shrunken", "local", "joint")}
     two = VCMoE(formula, data, 2, **options).fit(rng=0)

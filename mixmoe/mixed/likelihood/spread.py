@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.gaussian import ClosedExperts, GaussianExperts, MomentDensities
+from mixmoe.mixed.likelihood.patterns import patterned, patterns_of
 from mixmoe.mixed.parameters import Params
 from mixmoe.partitions.on_workers import OnWorkers
 
@@ -98,16 +99,21 @@ class SpreadExperts(ClosedExperts):
         return self.here().without_random_effects()
 
     def sort_keys(self) -> tuple[Array, ...]:
-        """Cross-products with the response."""
-        return tuple(np.concatenate(parts) for parts in zip(*self.parts.mapped(_sort_keys), strict=True))
+        """Cross-products with the response and, where all subjects together are of few patterns, these."""
+        of_parts = zip(*self.parts.mapped(_keys), strict=True)
+        n, ZZ, Xy, yy = (np.concatenate(parts, axis=-1) for parts in of_parts)
+        found = patterns_of(n, ZZ, len(Xy))
+        return (*Xy, yy, *([] if found is None else [found.of_subjects.astype(float)]))
 
 
 def _experts_of(part: SpreadPart) -> GaussianExperts:
     return part.experts
 
 
-def _sort_keys(part: SpreadPart) -> tuple[Array, ...]:
-    return part.experts.sort_keys()
+def _keys(part: SpreadPart) -> tuple[Array, ...]:
+    """What the order of subjects in a search follows from."""
+    experts = part.experts
+    return experts.n, experts.ZZ, experts.Xy, experts.yy
 
 
 def _taken(part: SpreadPart, subjects: NDArray[np.intp]) -> GaussianExperts:
@@ -115,6 +121,7 @@ def _taken(part: SpreadPart, subjects: NDArray[np.intp]) -> GaussianExperts:
 
 
 def joined(parts: list[GaussianExperts]) -> GaussianExperts:
-    """Subjects of several parts, one after the other."""
+    """Subjects of several parts, one after the other; by patterns, where those of all are few."""
     products = (part.name for part in fields(GaussianExperts))
-    return GaussianExperts(*(np.concatenate([getattr(one, name) for one in parts], axis=-1) for name in products))
+    whole = GaussianExperts(*(np.concatenate([getattr(one, name) for one in parts], axis=-1) for name in products))
+    return patterned(whole)

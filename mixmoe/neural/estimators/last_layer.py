@@ -20,14 +20,13 @@ from mixmoe.neural.estimators.mixed_model import (
     Moments,
     Plan,
     Profile,
-    features_slope,
     lay_out_factors,
     make_plan,
     posterior_means,
     profile,
     row_columns,
-    slopes,
 )
+from mixmoe.neural.estimators.mixed_slopes import features_slope, slopes
 from mixmoe.neural.estimators.trained import (
     LAST_VARIANCE,
     Control,

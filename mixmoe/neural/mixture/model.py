@@ -168,6 +168,7 @@ class NMoE:
             engine=formula_engine,  # type: ignore[arg-type]
             networks=True,
         )
+        check_rows(self.design)
         expert, gate = (network_columns(self.design, section, widths[section]) for section in ("expert", "gate"))
         self.columns = {"expert": expert[0], "gate": gate[0]}
         random = self.formula.random
@@ -188,7 +189,6 @@ class NMoE:
         self.scales: Scales = scales_of(self.design, *self._parts(self.design), correlated=self.structure.correlated)
         precision = 1.0 if weight_decay is None else 2.0 * self.design.n * float(weight_decay)
         self.problem = Problem(self.structure, self.scales, self.rows_of(self.design), activation, precision)
-        check_rows(self.design)
         self.settings: Mapping[str, Any] = {
             "experts": self.n_experts,
             "hidden": {"experts": list(widths["expert"]), "gate": list(widths["gate"])},
@@ -465,12 +465,18 @@ def network_columns(design: Design, section: str, hidden: Sequence[int]) -> Any:
 
 
 def check_rows(design: Design) -> None:
-    """Refuse data that cannot tell random effects from residuals.
+    """Refuse data that cannot tell random effects from residuals, and responses that do not vary.
 
     Raises
     ------
     ArgumentError
     """
+    y = np.asarray(design.response, dtype=float)
+    if np.ptp(y) == 0:
+        raise ArgumentError(
+            f"the response {design.names.response!r} is {y[0]:g} in all {design.n} rows, so that there is nothing to "
+            "explain; correct it, or choose another response"
+        )
     if design.names.random and int(design.counts.max()) == 1:
         raise ArgumentError(
             f"each subject has one row, which cannot tell random effects from residuals; write re: (0 | "

@@ -222,18 +222,15 @@ def scales_of(
     correlated : bool
     """
     y = np.asarray(design.response, dtype=float)
-    mean = np.column_stack([np.ones(len(y)), linear])[:, : 1 if linear.size else 0]
-    # Only the mean is taken off, and only where the columns can carry it.
-    center = np.linalg.lstsq(linear, np.full(len(y), y.mean()), rcond=None)[0] if mean.size else np.zeros(0)
-    if mean.size and not np.allclose(linear @ center, y.mean(), atol=1e-8 * max(1.0, abs(y.mean()))):
+    # The mean is taken off only where an intercept, or columns that add up to one, can carry it.
+    center = np.linalg.lstsq(linear, np.full(len(y), y.mean()), rcond=None)[0]
+    if not np.allclose(linear @ center, y.mean(), rtol=1e-8, atol=0.0):
         center = np.zeros_like(center)
-    spread = float((y - linear @ center).std()) if len(y) else 1.0
+    spread = float((y - linear @ center).std())
     Z = design.random
     roots = np.sqrt((Z**2).mean(axis=0))
     random = _triangle(Z) if correlated else np.diag(np.where(roots > 0, roots, 1.0))
-    return Scales(
-        center, spread or 1.0, _triangle(linear), _triangle(gate), random, _moments(inputs), _moments(gate_inputs)
-    )
+    return Scales(center, spread, _triangle(linear), _triangle(gate), random, _moments(inputs), _moments(gate_inputs))
 
 
 def _triangle(columns: Array) -> Array:

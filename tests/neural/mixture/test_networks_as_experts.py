@@ -211,6 +211,7 @@ def test_a_start_is_taken_and_the_fit_repeated(fit, data):
         ("y ~ nn(x) + common(u)", {}, FormulaError, r"NMoE has no common"),
         ("y ~ nn(x) | vary: u", {}, FormulaError, "has no section 'vary:'"),
         ("y ~ nn(x) | re: (last | id)", {}, FormulaError, "have random effects of columns: write"),
+        ("one ~ nn(x)", {}, ArgumentError, "the response 'one' is 1 in all 300 rows"),
         ("y ~ nn(x) | re: (1 | row)", {}, ArgumentError, "each subject has one row"),
         ("y ~ nn(x) | re: (1 | id) + (1 | g)", {}, FormulaError, "more than one grouping factor"),
         ("y ~ nn(x)", {"hidden": {"expert": (2,)}}, ArgumentError, "hidden has widths for 'experts' and 'gate'"),
@@ -224,7 +225,7 @@ def test_a_start_is_taken_and_the_fit_repeated(fit, data):
     ],
 )
 def test_what_cannot_be_fitted_is_refused(data, formula, options, error, message):
-    frame = data.assign(g="a", row=np.arange(len(data)))
+    frame = data.assign(g="a", one=1.0, row=np.arange(len(data)))
     with pytest.raises(error, match=message):
         mm.fit(formula, frame, rng=0, **options)
 
