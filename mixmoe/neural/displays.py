@@ -28,6 +28,7 @@ from mixmoe.neural.estimators.trained import (
     responses_in,
 )
 from mixmoe.neural.estimators.training import fit_published
+from mixmoe.neural.marginal_likelihood import is_marginal, n_points
 from mixmoe.neural.network import initial_parameters, select_personal
 from mixmoe.neural.person_predictions import to_state, whole_jacobian
 from mixmoe.neural.posterior import Family
@@ -296,9 +297,11 @@ def architecture_table(estimator: Estimator, problem: Problem, fit: Trained, sta
     own = [", ".join(personal_words(part)) or "nothing" for part in parts]
     exact = is_exact(problem) and estimator == "laplace"
     held = bool(problem.validation.n_rows) and estimator == "laplace"
-    how = (
-        "exact marginal likelihood" if exact else {"laplace": "linearised Laplace", "sgd": "published rule"}[estimator]
-    )
+    how = {"laplace": "linearised Laplace", "sgd": "published rule"}[estimator]
+    if exact:
+        how = "exact marginal likelihood"
+    elif is_marginal(problem) and estimator == "laplace":
+        how = f"marginal likelihood, integrals by {n_points(problem)} points"
     rows: list[tuple[str, Cell]] = [
         ("Family", problem.family),
         (
