@@ -161,6 +161,7 @@ def test_hypotheses(fit, swapped):
         fit.test_functions(hypothesis="equal", method="bootstrap")
 
 
+@pytest.mark.filterwarnings("ignore:The index of")  # z is one value per subject
 def test_bootstrap_of_constancy(frame):
     fit = mm.fit("y ~ s(t, k=7) + s(z, k=7) | re: (1 | id)", frame[frame["id"] < 50], 1, rng=0)
     flat = fit.test_varying("s(z)", method="bootstrap", n_boot=19, rng=0)
