@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mixmoe.mixed.parameters import CovRE, Residual
     from mixmoe.mixed.results import MEMoEResults
     from mixmoe.neural.estimators.trained import Estimator
-    from mixmoe.neural.mixture.parameters import Sharing
+    from mixmoe.neural.mixture.network_parameters import Sharing
     from mixmoe.neural.mixture.results import NMoEResults
     from mixmoe.neural.results import NMEResults
     from mixmoe.varying.results import VCMoEResults

@@ -16,7 +16,7 @@ import numpy as np
 
 from mixmoe._typing import Array
 from mixmoe.neural.blocks import Tensor, to_array, torch
-from mixmoe.neural.mixture.parameters import Body, Scales, Structure
+from mixmoe.neural.mixture.network_parameters import Body, Scales, Structure
 from mixmoe.neural.network import activate
 from mixmoe.numerics.optimise import Evaluation
 

@@ -34,9 +34,18 @@ from mixmoe.neural.mixture.likelihood import (
     responsibilities,
     unit_scores,
 )
-from mixmoe.neural.mixture.parameters import Body, Scales, Sharing, Structure, columns_of, free, reported, scales_of
+from mixmoe.neural.mixture.network_parameters import (
+    Body,
+    Scales,
+    Sharing,
+    Structure,
+    columns_of,
+    free,
+    reported,
+    scales_of,
+)
+from mixmoe.neural.mixture.network_search import Found, off_singular, searched, split_start
 from mixmoe.neural.mixture.results import NMoEResults
-from mixmoe.neural.mixture.search import Found, off_singular, searched, split_start
 from mixmoe.neural.network import ACTIVATIONS, checked_hidden
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit

@@ -20,9 +20,9 @@ from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit
 from mixmoe.mixture_results import MoEResults
 from mixmoe.neural.blocks import one_thread
-from mixmoe.neural.mixture import prediction as made
+from mixmoe.neural.mixture import network_prediction as made
 from mixmoe.neural.mixture.likelihood import responsibility_slopes, unit_scores
-from mixmoe.neural.mixture.parameters import permuted
+from mixmoe.neural.mixture.network_parameters import permuted
 from mixmoe.output.predictions import (
     Interval,
     IntervalOf,

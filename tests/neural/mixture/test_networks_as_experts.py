@@ -11,7 +11,7 @@ from mixmoe.errors import ArgumentError, BoundaryWarning, ConvergenceWarning, De
 torch = pytest.importorskip("torch")
 
 from mixmoe.neural.mixture.likelihood import evaluate, expert_means, log_gate, log_joint, log_prior  # noqa: E402
-from mixmoe.neural.mixture.prediction import errors_of, means_at, values_of  # noqa: E402
+from mixmoe.neural.mixture.network_prediction import errors_of, means_at, values_of  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:only one of the")
 FORMULA = "y ~ nn(x, v) + u | gate: nn(z) | re: (1 + u | id)"

@@ -20,7 +20,7 @@ from mixmoe.inference.uncertainty import critical, multiplier_critical, probabil
 from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.neural.blocks import Tensor, one_thread, to_array, torch
 from mixmoe.neural.mixture.likelihood import Problem, Rows, expert_means, log_gate, log_joint
-from mixmoe.neural.mixture.parameters import covariance_root
+from mixmoe.neural.mixture.network_parameters import covariance_root
 from mixmoe.output.predictions import Interval
 
 CHUNK = 4000  # rows whose derivatives are held at once

@@ -8,7 +8,7 @@ from mixmoe._typing import Array
 from mixmoe.mixture.estimate import Flag, Starts
 from mixmoe.neural.blocks import one_thread, to_array, torch
 from mixmoe.neural.mixture.likelihood import Problem, evaluate, features, information, log_gate
-from mixmoe.neural.mixture.parameters import Body, Structure, permuted
+from mixmoe.neural.mixture.network_parameters import Body, Structure, permuted
 from mixmoe.numerics.optimise import ROUNDING, Control, Evaluation, climb
 
 FIRST_SIZE = 0.6  # of the spread of the response: random effects and residual at the start
