@@ -48,7 +48,6 @@ _SPLITS_OF_LITTLE = 2  # of each expert where the last one gained little: insert
 _MORE_SPLITS = 2  # times as many where subjects are few
 _INSERTED = 20  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
-_SEARCHES_OF_MANY = 2  # the same where columns are many: maxima are beyond number
 _HALVED_OF_MANY = 8  # iterations after which half of the ascents with the likelihood itself are given up there
 _PATIENCE_OF_LITTLE = 2  # rounds of moves without gain, where the last expert gained little
 _NEAR = 5.0  # log-likelihood by which an end point that moves start from may lie behind the best
@@ -178,7 +177,7 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     wide = control if exact else replace(control, behind=_BEHIND_APPROXIMATE)
     found = _search_once(closed, plain, n_starts - n_starts // 2, wide, rng)
     found = _with_nested(closed, plain, found, wide, rng)
-    for i in range(1, _SEARCHES_OF_MANY if problem.has_many_columns else _SEARCHES):
+    for i in range(1, _SEARCHES):
         # Where the last expert gained little, maxima are many and two searches may agree on a lower one.
         if found.climb.interrupted or (found.agree and (i > 2 or not found.little)):
             break
