@@ -566,7 +566,8 @@ def model_options(family: ModelClass, options: Mapping[str, Any]) -> dict[str, A
         if name not in known:
             others = [model for model in families().values() if model is not family]
             having = [model.spec for model in others if name in (*_keywords(model), *_keywords(model.fit))]
-            elsewhere = "".join(f"{spec.name} has, which fits {spec.asked_by};" for spec in having[:1])
+            # Families are asked from the most special one on; the most general is the likeliest to be meant.
+            elsewhere = " ".join(f"{spec.name} has, which fits {spec.asked_by};" for spec in having[::-1])
             hint = elsewhere or meant(name, known)
             raise ArgumentError(f"fit has no option {name!r}; {hint}{' ' * bool(hint)}it has {', '.join(known)}")
     return {name: value for name, value in options.items() if name in for_model}
