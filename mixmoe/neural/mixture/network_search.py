@@ -14,6 +14,7 @@ from mixmoe.numerics.optimise import ROUNDING, Control, Evaluation, climb
 FIRST_SIZE = 0.6  # of the spread of the response: random effects and residual at the start
 FIRST_LAPS = 40  # iterations of all starts before the best ones are carried on
 CARRIED = 4  # starts at least that are carried to the end
+ENOUGH = 48  # starts: advice to give fewer would be none, since twelve are the default
 PROMISE = 1e-5  # log-likelihood left to gain, below which ascents are near enough for Newton steps
 NEWTON_STEPS = 20
 NEAR = 1e-3  # of the tolerance: where Newton steps end
@@ -225,7 +226,7 @@ def _flags(starts: Starts, converged: bool, interrupted: bool, degenerate: bool)
                 "not_replicated",
                 f"only one of the {len(starts.logliks)} best of {starts.n_starts} starts, which were carried to the "
                 f"end, reached the best value, the next ones are {others} below it: there may be a higher one; give "
-                f"more starts, for instance starts={4 * starts.n_starts}",
+                f"more starts, for instance starts={max(4 * starts.n_starts, ENOUGH)}",
             )
         )
     return tuple(flags)
