@@ -10,6 +10,7 @@ import pandas as pd
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
 from mixmoe.check.diagnosis import FITTED, FittedKind
+from mixmoe.check.residuals import continuous
 from mixmoe.check.term_tests import Owners, owners_of
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design, offset_of, weights_of
@@ -41,7 +42,7 @@ from mixmoe.mixed.prediction.dynamic import (
     past_of,
     subject_law,
 )
-from mixmoe.mixed.prediction.linear_predictor import MOST_EXACT, MixtureLaw, Seen, remember
+from mixmoe.mixed.prediction.linear_predictor import MOST_EXACT, Seen, remember
 from mixmoe.mixed.prediction.response_scale import (
     MEANS,
     Covariates,
@@ -70,7 +71,6 @@ from mixmoe.mixed.prediction.trajectories import (
     expert_means,
     gate_intervals,
     gate_probabilities,
-    mixture_intervals,
     named_by_row,
     past_of_subjects,
     places,
@@ -84,6 +84,7 @@ from mixmoe.mixed.prediction.trajectories import (
 )
 from mixmoe.mixed.thresholds import OrdinalResponse
 from mixmoe.mixture.estimate import Block
+from mixmoe.mixture.mixture_law import MixtureLaw
 from mixmoe.mixture_results import MoEResults
 from mixmoe.numerics.linalg import apply_inverse
 from mixmoe.output.predictions import (
@@ -98,6 +99,7 @@ from mixmoe.output.predictions import (
     in_user_order,
     joined,
     mean_columns,
+    mixture_intervals,
     refuse_posterior_limits,
     with_offset,
 )
@@ -431,8 +433,10 @@ class MEMoEResults(MoEResults):
         y = np.asarray(d.response) - offset_of(d)
         errors = disturbances(d, e, self.model.errors)
         if given == "history":
-            return given_history(e, y, d.expert, d.random, d.gate, errors).place(y)
-        return given_covariates(e, d.expert, d.random, d.gate, d.codes, errors).place(y)
+            law = given_history(e, y, d.expert, d.random, d.gate, errors)
+        else:
+            law = given_covariates(e, d.expert, d.random, d.gate, d.codes, errors)
+        return continuous(law.below(y), law.beyond(y))
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:

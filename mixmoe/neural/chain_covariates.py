@@ -16,6 +16,7 @@ from scipy.stats import chi2
 from mixmoe._typing import Array
 from mixmoe.design.design import Design, column_terms
 from mixmoe.errors import ArgumentError
+from mixmoe.inference.wald import Hypotheses, WaldTest, wald_test
 from mixmoe.neural.batches import Scaling, split_rows
 from mixmoe.neural.displays import fit_starts
 from mixmoe.neural.estimators.linearised import build_control
@@ -42,22 +43,19 @@ def wald_rows(results: "NMEResults") -> pd.DataFrame:
     given. Their covariance is the inverse observed information where the fit ends at the maximum of the marginal
     likelihood, see `is_marginal`, else that of the linearised model, effects integrated out and variances held.
     """
-    model, network = results.model, results.problem.network
-    each = int(network.free_moves.sum()) - (not network.is_pinned)
-    terms = np.array(terms_of(model.design, model.scaling))
-    rows = []
+    model, network, rows = results.model, results.problem.network, []
+    names, terms = model.layout.names, np.array(terms_of(model.design, model.scaling))
     for term in dict.fromkeys(terms.tolist()):
-        mine = terms == term
-        ends = tuple(f":{model.design.names.gate[k]}" for k in model.scaling.gate_columns[mine])
-        places = [k for k, name in enumerate(model.layout.names) if name.endswith(ends)]
-        values, V = results.em.params[places], results.cov.matrix[np.ix_(places, places)]
-        df, found = int(mine.sum()) * each, math.nan
-        if np.isfinite(V).all():
-            scale = np.sqrt(np.diag(V))  # so that units of covariates have no part in what counts as zero
-            roots, vectors = np.linalg.eigh(V / scale / scale[:, None])
-            kept = roots > 1e-9 * roots.max()
-            found = float((np.square(vectors.T @ (values / scale))[kept] / roots[kept]).sum())
-        rows.append((df, found, chi2.sf(found, df)))
+        of_columns = [
+            [k for k, name in enumerate(names) if name.endswith(f":{model.design.names.gate[column]}")]
+            for column in model.scaling.gate_columns[terms == term]
+        ]
+        # Where a constant may be added to all scores of a column the last follows from the others.
+        free = [k for places in of_columns for k in (places if network.is_pinned else places[:-1])]
+        zero = Hypotheses(np.eye(len(names))[free], np.zeros(len(free)), tuple(names[k] for k in free))
+        found = wald_test(zero, results.em.params, results.cov.matrix, model.layout, results.cov.kind)
+        told = isinstance(found, WaldTest)
+        rows.append((len(free), *((found.statistic, found.pvalue) if told else (math.nan, math.nan))))
     index = pd.Index(dict.fromkeys(terms.tolist()), name="term")
     return pd.DataFrame(rows, index=index, columns=["df", "wald", "wald_pvalue"])
 

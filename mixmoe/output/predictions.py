@@ -14,6 +14,7 @@ from mixmoe.design.design import Design
 from mixmoe.design.frame import places_of, shown, view
 from mixmoe.errors import ArgumentError, DesignError, MixmoeWarning, warn
 from mixmoe.inference.uncertainty import checked_alpha
+from mixmoe.mixture.mixture_law import MixtureLaw
 from mixmoe.output.summary import row_labels
 
 Kind = Literal["all", "mean", "experts", "probabilities", "subject"]
@@ -106,6 +107,11 @@ class Interval:
     std_error: Array
     lower: Array
     upper: Array
+
+
+def mixture_intervals(law: MixtureLaw, alpha: float) -> Interval:
+    """Means, standard deviations and equal-tailed limits, each shape (n,)."""
+    return Interval(law.mean, law.deviation, law.quantile(alpha / 2), law.quantile(1 - alpha / 2))
 
 
 def joined(parts: Sequence[Interval | Array]) -> Interval | Array:

@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, MixmoeWarning
-from mixmoe.mixed.prediction.linear_predictor import MixtureLaw
+from mixmoe.mixture.mixture_law import MixtureLaw
 from tests import dense
 
 FORMULA = "y ~ time + x1 | gate: z1 + z2 | re: (1 + time | id)"

@@ -25,8 +25,8 @@ from mixmoe.mixed.likelihood.modes import spans
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.likelihood.serial import ErrorFactor, Filter, Visits, factorise
 from mixmoe.mixed.parameters import Coordinates, Params, ReportedVector, user_to_working
-from mixmoe.mixed.prediction.linear_predictor import MixtureLaw
 from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
+from mixmoe.mixture.mixture_law import MixtureLaw
 from mixmoe.output.predictions import Interval, known_places, warn_strangers
 
 
@@ -361,11 +361,6 @@ def subject_mixture(
     if noise is not None:
         variances = variances + e.params.sigma[0] ** 2 * noise[:, None]
     return MixtureLaw(past.probabilities[codes], means, np.sqrt(np.maximum(variances, 0.0)))
-
-
-def mixture_intervals(law: MixtureLaw, alpha: float) -> Interval:
-    """Means, standard deviations and equal-tailed limits, each shape (n,)."""
-    return Interval(law.mean, law.deviation, law.quantile(alpha / 2), law.quantile(1 - alpha / 2))
 
 
 def draw_responses(e: Estimate, X: Array, Z: Array, W: Array, errors: Disturbances, rng: np.random.Generator) -> Array:

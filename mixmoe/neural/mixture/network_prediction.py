@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 from scipy.stats import norm
 
 from mixmoe._typing import Array, IntArray
 from mixmoe.design.design import Design, continuous_columns, used_columns
 from mixmoe.inference.uncertainty import critical, multiplier_critical, probability_errors, probability_limits
 from mixmoe.mixture.gate import posterior_probabilities
+from mixmoe.mixture.mixture_law import MixtureLaw
 from mixmoe.neural.blocks import Tensor, one_thread, to_array, torch
 from mixmoe.neural.mixture.likelihood import Problem, Rows, expert_means, log_gate, log_joint
 from mixmoe.neural.mixture.network_parameters import covariance_root
@@ -26,7 +26,6 @@ from mixmoe.output.predictions import Interval
 CHUNK = 4000  # rows whose derivatives are held at once
 GRID = 41  # points of a partial dependence
 AVERAGED = 2_000  # rows, or subjects, at most, over which it is averaged
-BISECTIONS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,46 +70,6 @@ class Past:
     probabilities: Array
     means: Array
     covariances: Array
-
-
-@dataclass(frozen=True, slots=True)
-class Law:
-    """Mixtures of normal distributions, one for each row, each shape (n, K)."""
-
-    weights: Array
-    means: Array
-    sd: Array
-
-    @property
-    def mean(self) -> Array:
-        """Means, shape (n,)."""
-        return np.asarray((self.weights * self.means).sum(axis=1))
-
-    def interval(self, alpha: float) -> Interval:
-        """Means, standard deviations and equal-tailed limits, each shape (n,)."""
-        mean = self.mean
-        variance = (self.weights * (self.sd**2 + (self.means - mean[:, None]) ** 2)).sum(axis=1)
-        return Interval(mean, np.sqrt(variance), self.quantile(alpha / 2), self.quantile(1 - alpha / 2))
-
-    def below(self, y: Array) -> Array:
-        """Probabilities of values up to y, shape (n,)."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            z = np.where(self.sd > 0, (y[:, None] - self.means) / self.sd, np.inf * np.sign(y[:, None] - self.means))
-        return np.asarray((self.weights * ndtr(z)).sum(axis=1))
-
-    def beyond(self, y: Array) -> Array:
-        """Probabilities of larger values, shape (n,), without loss of digits."""
-        return Law(self.weights, -self.means, self.sd).below(-y)
-
-    def quantile(self, level: float) -> Array:
-        """Quantiles, shape (n,), by bisection between those of the components."""
-        each = self.means + ndtri(level) * self.sd
-        low, high = each.min(axis=1), each.max(axis=1)
-        for _ in range(BISECTIONS if each.shape[1] > 1 else 0):
-            middle = 0.5 * (low + high)
-            under = self.below(middle) < level
-            low, high = np.where(under, middle, low), np.where(under, high, middle)
-        return 0.5 * (low + high)
 
 
 def estimate_of(problem: Problem, rows_of: Any, params: Array, theta: Array, slopes: Array, cov: Array) -> Estimate:
@@ -218,23 +177,23 @@ def posterior(e: Estimate, design: Design) -> Past:
     return Past(posterior_probabilities(joint), means, C)
 
 
-def subject_law(e: Estimate, design: Design, past: Past, noise: bool) -> Law:
+def subject_law(e: Estimate, design: Design, past: Past, noise: bool) -> MixtureLaw:
     """Distribution of each subject's mean at the rows of a design, or with `noise` of a response there."""
     means = values_of(e, means_at, e.rows_of(design))
     means = means + np.einsum("nq,nkq->nk", design.random, past.means[design.codes])
     variance = np.einsum("nq,nkqr,nr->nk", design.random, past.covariances[design.codes], design.random, optimize=True)
     variance = np.maximum(variance, 0.0) + (e.sigma**2 if noise else 0.0)
-    return Law(past.probabilities[design.codes], means, np.sqrt(variance))
+    return MixtureLaw(past.probabilities[design.codes], means, np.sqrt(variance))
 
 
-def one_step_ahead(e: Estimate, design: Design) -> Law:
+def one_step_ahead(e: Estimate, design: Design) -> MixtureLaw:
     """Distribution of each response given the earlier rows of its subject."""
     y = np.asarray(design.response, dtype=float)
     rows = e.rows_of(design)
     means = values_of(e, means_at, rows)
     past = unknown(e, rows)
     log_weight, effect, spread = np.log(past.probabilities), past.means, past.covariances
-    law = Law(np.empty_like(means), np.empty_like(means), np.empty_like(means))
+    law = MixtureLaw(np.empty_like(means), np.empty_like(means), np.empty_like(means))
     for visit in range(int(design.counts.max())):
         who = np.flatnonzero(design.counts > visit)
         at = design.starts[who] + visit

@@ -10,6 +10,7 @@ import pandas as pd
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.check.diagnosis import FITTED, FittedKind
+from mixmoe.check.residuals import continuous
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design
 from mixmoe.design.frame import view
@@ -35,6 +36,7 @@ from mixmoe.output.predictions import (
     in_user_order,
     known_places,
     mean_columns,
+    mixture_intervals,
     refuse_posterior_limits,
     warn_strangers,
 )
@@ -197,7 +199,7 @@ class NMoEResults(MoEResults):
             return columns
         if past is not None or wanted.noise:
             law = made.subject_law(e, design, past or made.unknown(e, rows), wanted.noise)
-            return columns | mean_columns(law.interval(wanted.alpha) if wanted.limits else law.mean)
+            return columns | mean_columns(mixture_intervals(law, wanted.alpha) if wanted.limits else law.mean)
         mean = made.values_of(e, made.population_at, single)[:, 0]
         if not wanted.confidence:
             return columns | mean_columns(mean)
@@ -435,8 +437,7 @@ class NMoEResults(MoEResults):
         else:
             law = made.subject_law(e, design, made.unknown(e, e.rows_of(design)), noise=True)
         y = np.asarray(design.response, dtype=float)
-        below, beyond = law.below(y), law.beyond(y)
-        return Distribution(below, below, beyond, beyond)
+        return continuous(law.below(y), law.beyond(y))
 
     def _draw(self, rng: np.random.Generator) -> Array:
         return made.drawn(self._known(), self.model.design, rng)
