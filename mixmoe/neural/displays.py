@@ -31,7 +31,7 @@ from mixmoe.neural.estimators.training import fit_published
 from mixmoe.neural.marginal_likelihood import is_marginal, n_points
 from mixmoe.neural.network import initial_parameters, select_personal
 from mixmoe.neural.person_predictions import to_state, whole_jacobian
-from mixmoe.neural.posterior import Family
+from mixmoe.neural.response_law import Family
 from mixmoe.output.records import Cell, Curve, Table
 
 
@@ -199,6 +199,8 @@ def held_out(problem: Problem, fit: Trained, scale: float) -> HeldOut:
             losses.index_add_(0, block.persons, each)
             counts.index_add_(0, block.persons, responses_in(problem, block).sum(1))
     loss, n = to_array(losses) * (2.0 * scale if problem.family == "gaussian" else 1.0), to_array(counts)
+    if problem.family == "heteroscedastic":  # of a response in the user's units
+        loss += n * 0.5 * np.log(scale)
     rows = int(n.sum())
     error, seen = float(loss.sum()) / rows, n > 0
     part = (loss - error * n)[seen]

@@ -43,7 +43,7 @@ from mixmoe.neural.estimators.state import (
     settle_effects,
 )
 from mixmoe.neural.estimators.trained import Control, Problem, Trained, block_loss, block_outputs, ridge
-from mixmoe.neural.network import select_personal
+from mixmoe.neural.network import no_clumping, select_personal
 from mixmoe.neural.person_predictions import (
     MAX_CHAIN,
     MAX_PARAMETERS,
@@ -52,7 +52,8 @@ from mixmoe.neural.person_predictions import (
     population_information,
     to_state,
 )
-from mixmoe.neural.posterior import marginal_information, mean_outputs, posterior_covariance, variance_information
+from mixmoe.neural.posterior import marginal_information, posterior_covariance, variance_information
+from mixmoe.neural.response_law import OF_NORMAL, mean_outputs
 
 MOST_EFFECTS = 6  # per person; of more, points around the mode no longer cover the posterior
 MOST_OF_CHAINS = 16  # the same for chains, whose posteriors are near to normal ones: four states
@@ -212,7 +213,9 @@ def maximise_marginal(problem: Problem, control: Control, state: State) -> tuple
         found, settled = climb(problem, control, state)
         # Odds of e^15 are none that data can tell.
         finite = bool(torch.isfinite(state.theta).all() and torch.isfinite(state.s).all())
-        if not finite or float(state.theta.abs().max()) >= FAR or float(state.s.max()) >= FAR**2:
+        law = problem.network.law  # dispersions of counts that are Poisson ones are large, and no matter
+        of_layers = state.theta if law is None else state.theta[: law.start]
+        if not finite or float(of_layers.abs().max()) >= FAR or float(state.s.max()) >= FAR**2:
             state.theta, state.z, state.s = before.theta, before.z, before.s
             return (SEPARATED,)
         if settled or found - last < NEAR:
@@ -330,7 +333,8 @@ def marginal_covariance(problem: Problem, fit: Trained) -> Array:
     )
     out = np.full(H.shape, np.nan)
     roots, vectors = np.linalg.eigh(H[:P, :P])
-    told = np.abs(roots) > FLAT * np.abs(roots).max() if problem.family == "crf" else np.ones(P, dtype=bool)
+    flat = problem.family == "crf" or no_clumping(problem.network, fit.theta)
+    told = np.abs(roots) > FLAT * np.abs(roots).max() if flat else np.ones(P, dtype=bool)
     if not (roots[told] > FLAT * np.abs(roots).max()).all():
         return out
     held = (vectors[:, told] / roots[told]) @ vectors[:, told].T  # variances held
@@ -370,7 +374,8 @@ def posterior_means(problem: Problem, fit: Trained, z: Array, rows: Blocks) -> A
         parts = []
         for block in (p for whole in rows for p in pieces(problem, whole, len(weights) * (problem.network.n_out + 1))):
             many, eta = at_points(block, rule, state)
-            p = mean_outputs(problem.family, block_outputs(problem, many, state.theta, eta)[0])
+            outputs = block_outputs(problem, many, state.theta, eta)[0]
+            p = mean_outputs(problem.family, outputs, problem.network.scores)
             parts.append(
                 (block, (weights[:, block.persons, None, None] * p.view(len(weights), -1, *p.shape[1:])).sum(0))
             )
@@ -388,7 +393,7 @@ def shrunken_share(problem: Problem, fit: Trained) -> float:
     Penalised estimates of categories make up for each person what the population's coefficients lack. One factor on the
     last layer, by importance sampling around the modes that belong to it, says how much that is.
     """
-    if problem.family not in ("binary", "multiclass") or problem.published or is_marginal(problem):
+    if problem.family in ("crf", *OF_NORMAL) or problem.published or is_marginal(problem):
         return 0.0
     if not 0 < problem.n_effects <= MOST_SAMPLED:
         return 0.0
@@ -436,14 +441,9 @@ def linear_names(names: tuple[str, ...]) -> tuple[str, ...]:
 def outcome_names(problem: Problem, names: tuple[str, ...], levels: tuple[str, ...]) -> list[str]:
     """Terms of the coefficients: of more than one outcome with the level that is set against the first one."""
     terms = linear_names(names)
-    if problem.family in ("gaussian", "binary"):
+    if problem.family not in ("multiclass", "crf"):
         return list(terms)
     return [f"{term}({level})" for level in levels[1:] for term in terms]
-
-
-def coefficient_parameters(problem: Problem, names: tuple[str, ...], levels: tuple[str, ...]) -> list[Parameter]:
-    """The coefficients as parameters of a layout."""
-    return [Parameter(name, "fixed", name) for name in outcome_names(problem, names, levels)]
 
 
 def random_parameters(problem: Problem, names: tuple[str, ...], levels: tuple[str, ...], group: str) -> list[Parameter]:
@@ -479,13 +479,6 @@ def coefficient_map(problem: Problem, scaling: Scaling) -> Array:
         each[k, np.arange(1, p + 1), weights] = 1.0 / scaling.sd
     shown = each[1:] - each[:1] if problem.family == "crf" else each
     return scaling.y_sd * shown.reshape(-1, network.n_parameters)
-
-
-def coefficients(problem: Problem, fit: Trained, scaling: Scaling) -> Array:
-    """Coefficients on the user's scale, shape (R,)."""
-    values = coefficient_map(problem, scaling) @ fit.theta
-    values[0] += scaling.y_mean
-    return values
 
 
 def random_map(problem: Problem, scaling: Scaling) -> Array:
@@ -532,11 +525,11 @@ def correlated_pairs(problem: Problem, to_user: Array) -> tuple[NDArray[np.intp]
     return rows[together], cols[together]
 
 
-def coefficient_covariance(problem: Problem, fit: Trained, scaling: Scaling) -> Array:
-    """Covariance of the coefficients, the effects integrated out and variances held, shape (R, R)."""
-    T, limit = coefficient_map(problem, scaling), MAX_CHAIN if problem.family == "crf" else MAX_PARAMETERS
-    if problem.network.n_parameters > limit:
-        return np.full((len(T), len(T)), np.nan)
+def population_covariance(problem: Problem, fit: Trained) -> Array:
+    """Covariance of the flat parameters, the effects integrated out and variances held, shape (P, P)."""
+    P, limit = problem.network.n_parameters, MAX_CHAIN if problem.family == "crf" else MAX_PARAMETERS
+    if limit < P:
+        return np.full((P, P), np.nan)
     with torch.no_grad():
         state = to_state(problem, fit)
         if problem.family == "crf":
@@ -544,4 +537,4 @@ def coefficient_covariance(problem: Problem, fit: Trained, scaling: Scaling) -> 
         else:
             C = posterior_covariance(person_information(problem, state), state.s)
             information = population_information(problem, state, C)
-    return T @ np.linalg.pinv(to_array(information), rcond=1e-10, hermitian=True) @ T.T
+    return np.linalg.pinv(to_array(information), rcond=1e-10, hermitian=True)

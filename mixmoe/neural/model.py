@@ -10,8 +10,11 @@ import numpy as np
 import pandas as pd
 
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
+from mixmoe.design.beside import with_columns
+from mixmoe.design.checks import level_scores
 from mixmoe.design.design import Design, build_design
 from mixmoe.design.formula import MoEFormula
+from mixmoe.design.recipe import ResponseKind
 from mixmoe.errors import ArgumentError, MixmoeWarning, warn
 from mixmoe.families import FamilySpec
 from mixmoe.inference.uncertainty import ParamCov
@@ -45,15 +48,16 @@ from mixmoe.neural.groupings import (
     level_codes,
     levels_of,
 )
+from mixmoe.neural.law_parameters import at_limit
 from mixmoe.neural.marginal_likelihood import shrunken_flags
 from mixmoe.neural.network import (
     Network,
     build_network,
+    chain_shapes,
     checked_hidden,
     select_personal,
 )
 from mixmoe.neural.own_modules import check_module, wrap_module
-from mixmoe.neural.posterior import Family
 from mixmoe.neural.refusals import (
     check_gate,
     check_magnitudes,
@@ -68,6 +72,7 @@ from mixmoe.neural.refusals import (
     chosen_family,
     refuse_gate,
 )
+from mixmoe.neural.response_law import NUMBERS, Family
 from mixmoe.neural.results import COLLAPSED, WARNINGS, NMEResults, collapsed, unconverged, unreplicated, vanished
 
 LACKS: Mapping[str, str] = {  # what a network has not, and why
@@ -78,7 +83,6 @@ LACKS: Mapping[str, str] = {  # what a network has not, and why
     "cluster": "its standard errors are those of the model, with persons as the independent units, and there "
     "is no sandwich; name in re: what is independent",
     "weights": "each row counts once in the likelihood of a person's effects; leave out rows that shall not count",
-    "offset": "the network has outputs of its own only; subtract it from a Gaussian response, or make it an input",
     "trials": "its responses are numbers, categories or states of single rows; give each trial a row",
     "time": "rows of a person are ordered by the section seq:",
     "HasExperts": "a network has no experts that persons could belong to; compare networks on held-out rows "
@@ -213,12 +217,13 @@ class NME:
         cov: str | int | None = None,
         device: str = "cpu",
         transitions: Mapping[Any, Mapping[Any, float | None]] | None = None,
+        offset: Any = None,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
     ) -> None:
         checked_choice(estimator, "estimator", get_args(Estimator))
-        checked_choice(family, "family", ("auto", *get_args(Family)))
         widths = checked_widths(hidden, network)
+        data, beside = with_columns(data, {"offset": offset})
         self.formula = largest_first(checked_formula(formula), data)
         self.family: Family = chosen_family(family, self.formula, data)
         refuse_gate(self.formula, self.family)
@@ -229,7 +234,8 @@ class NME:
             data,
             context=context,
             engine=formula_engine,  # type: ignore[arg-type]
-            response="numeric" if self.family == "gaussian" else "categorical",
+            response=response_kind(self.family),
+            aux={name: column for name, column in beside.items() if column is not None},
             random_columns=False,
             partial_response=self.family == "crf",
         )
@@ -281,13 +287,15 @@ class NME:
             self.design.names.group or "row",
             levels,
             tuple(self.design.names.gate[k] for k in self.scaling.gate_columns),
+            self.design.names.sigma,
         )
         self.settings: Mapping[str, Any] = {
             "hidden": None if network is not None else list(widths),
             "activation": activation,
-            "family": self.family,
+            "family": "gaussian" if self.family == "heteroscedastic" else self.family,
             "estimator": estimator,
             "cov": self.cov,
+            "offset": beside["offset"],
             "transitions": None if transitions is None else plain_moves(transitions),
             "formula_engine": formula_engine,
         }
@@ -538,6 +546,7 @@ def told_flags(design: Design, problem: Problem, trained: Trained, gain: float |
     told = trained.converged or {"not_converged", "separated"} & {flag.code for flag in trained.flags}
     flags = [] if told else [unconverged(trained, gain)]
     flags += shrunken_flags(problem, trained)
+    flags += at_limit(problem, trained)
     if problem.family == "gaussian" and trained.sigma2 <= COLLAPSED:
         flags.append(collapsed(float(np.sqrt(trained.sigma2))))
     single = int((design.counts == 1).sum())
@@ -574,12 +583,26 @@ def architecture(
 ) -> Network:
     """The network that a design and a family ask for."""
     n_in, levels = len(scaling.columns), len(design.response_levels or ())
-    n_out = {"gaussian": 1, "binary": 1, "multiclass": levels - 1, "crf": levels}[family]
+    n_out = {"multiclass": levels - 1, "crf": levels}.get(family, 1)
     if not n_in and (hidden or module is not None):
         what = f"a network with hidden={hidden}" if module is None else f"network {type(module).__name__}"
         raise ArgumentError(f"{what} needs inputs, but the formula has none; add terms, or use hidden=()")
-    n_states, n_shifts = levels if family == "crf" else 0, len(scaling.gate_columns)
+    behind = chain_shapes(levels if family == "crf" else 0, len(scaling.gate_columns))
+    if family in ("negbinomial", "heteroscedastic"):
+        behind.append(("scale", (1 + len(scaling.scale_mean),)))
+    if family == "ordinal" and levels > 2:
+        behind.append(("steps", (levels - 2,)))
     if module is not None:
         check_module(module)
-        return wrap_module(deepcopy(module).double(), n_in, n_out, n_states, scaling.inputs(design.expert), n_shifts)
-    return build_network(n_in, n_out, hidden, activation, n_states, n_shifts)
+        found = wrap_module(deepcopy(module).double(), n_in, n_out, behind, scaling.inputs(design.expert))
+    else:
+        found = build_network(n_in, n_out, hidden, activation, behind)
+    scores = level_scores(design.response_levels or ()).tolist() if family == "ordinal" else []
+    return replace(found, has_offset=scaling.has_offset, scores=tuple(scores))
+
+
+def response_kind(family: Family) -> ResponseKind:
+    """How the response is read from the data."""
+    if family == "ordinal":
+        return "ordinal"
+    return "numeric" if family in NUMBERS else "categorical"

@@ -13,6 +13,7 @@ from mixmoe.design.design import Design
 from mixmoe.neural.batches import blocks_of
 from mixmoe.neural.blocks import Blocks, Tensor, build_blocks, to_array
 from mixmoe.neural.estimators.last_layer import is_exact
+from mixmoe.neural.estimators.trained import Problem
 from mixmoe.neural.groupings import (
     combined_rows,
     spread_of,
@@ -38,6 +39,7 @@ from mixmoe.neural.person_predictions import (
     uncertainty,
     unknown_rows,
 )
+from mixmoe.neural.response_law import SHARED
 from mixmoe.neural.transitions import following_rows
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def predictions(
                 values = given[chains.places]
             out.append((is_known, Prediction(values, np.full(values.shape, np.nan))))
         else:
-            found = known_rows(problem, fit, blocks, persons.z, bare)
+            found = known_rows(problem, fit, blocks, persons.z, bare, noise_of(problem, limits))
             exact = is_marginal(problem)
             out.append((is_known, replace(found, mean=known_means(persons, blocks)) if exact else found))
     if not is_known.all():
@@ -79,6 +81,11 @@ def predictions(
         blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.problem.device)
         out.append((~is_known, over_effects(persons, covered, blocks, limits, checked_rng(rng))))
     return out
+
+
+def noise_of(problem: Problem, limits: Limits) -> Limits | None:
+    """The limits of a new response of a family whose noise differs between rows; None where none are wanted."""
+    return limits if limits.noise and problem.family in SHARED else None
 
 
 def combined_predictions(persons: "Persons", covered: Uncertainty | None, blocks: Blocks, limits: Limits) -> Prediction:

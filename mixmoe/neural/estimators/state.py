@@ -13,12 +13,11 @@ from mixmoe.neural.estimators.trained import Problem, block_loss, total_loss
 from mixmoe.neural.network import forward, jacobian, transition_scores, view_tensors
 from mixmoe.neural.posterior import (
     Shrinkage,
-    curvature_root,
     posterior_covariance,
-    score,
     shrinkage,
     shrinkage_from_information,
 )
+from mixmoe.neural.response_law import curvature_root, score
 
 MAX_CELLS = 2_000_000  # numbers in the largest array of one Laplace step: 16 MB, which stays near the cache
 
@@ -92,7 +91,9 @@ def linearise(problem: Problem, block: Block, state: State) -> tuple[Tensor, Ten
     J = jacobian(problem.network, problem.personal, tensors, block.x)
     if state.loading is not None:
         J = J @ directions(state.loading)
-    R = curvature_root(problem.family, outputs, state.sigma2)
+    # Effects move the outputs of the layers alone: that is the leading part of the triangular root.
+    n = problem.network.n_out
+    R = curvature_root(problem.family, outputs, state.sigma2)[..., :n, :n]
     A = R.transpose(-1, -2) @ J * block.mask[..., None, None]
     u = score(problem.family, outputs, block.y, state.sigma2) * block.mask.unsqueeze(-1)
     residual = torch.linalg.solve_triangular(R, u.unsqueeze(-1), upper=False).squeeze(-1)

@@ -16,7 +16,7 @@ from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.blocks import Block, Blocks, Tensor, torch
 from mixmoe.neural.crf import sequence_loss
 from mixmoe.neural.network import Network, Personal, forward, transition_scores, view_tensors
-from mixmoe.neural.posterior import Family, row_loss
+from mixmoe.neural.response_law import Family, row_loss
 
 Estimator = Literal["laplace", "sgd"]
 # Of the normal prior of a last layer with effects, on the standardised response, where hidden layers have a prior too.
@@ -50,7 +50,8 @@ class Problem:
     Attributes
     ----------
     family : str
-        ``"gaussian"``, ``"binary"``, ``"multiclass"`` or ``"crf"``.
+        ``"gaussian"``, ``"binary"``, ``"multiclass"``, ``"crf"``, ``"poisson"``, ``"negbinomial"``, ``"ordinal"``, or
+        ``"heteroscedastic"``: Gaussian with a log standard deviation that is linear in covariates.
     network : Network
     personal : Personal
     train, validation : Blocks
