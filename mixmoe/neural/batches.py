@@ -69,11 +69,8 @@ class Scaling:
         if len(self.gate_columns):
             columns.append(self.covariates(design.gate)[design.codes])
         if len(self.scale_mean):
-            z = (
-                design.sigma
-                if design.sigma.shape[1]
-                else np.broadcast_to(self.scale_mean, (design.n, len(self.scale_mean)))
-            )
+            absent = np.broadcast_to(self.scale_mean, (design.n, len(self.scale_mean)))
+            z = design.sigma if design.sigma.shape[1] else absent
             columns.append((z - self.scale_mean) / self.scale_sd)
         if self.has_offset:
             columns.append((self.y_mean + offset_of(design))[:, None])
@@ -107,19 +104,15 @@ def build_scaling(design: Design, family: Family) -> Scaling:
     spread = w.std(axis=0, ddof=1) if design.n_units > 1 else np.ones(w.shape[1])
     z = design.sigma
     of_scale = z.std(axis=0, ddof=1) if design.n > 1 else np.ones(z.shape[1])
-    further = (of_gate, w.mean(axis=0), np.where(spread > 0, spread, 1.0))
-    further = (
-        *further,
-        z.mean(axis=0),
-        np.where(of_scale > 0, of_scale, 1.0),
-        family in COUNTS or "offset" in design.aux,
-    )
+    of_gates = (of_gate, w.mean(axis=0), np.where(spread > 0, spread, 1.0))
+    of_scales = (z.mean(axis=0), np.where(of_scale > 0, of_scale, 1.0))
+    has_offset = family in COUNTS or "offset" in design.aux
     y_mean, y_sd, y = 0.0, 1.0, design.response
     if family in COUNTS and y is not None:
         y_mean = float(np.log(y.sum() / np.exp(offset).sum()))
     if family in OF_NORMAL and y is not None:
         y_mean, y_sd = float(y.mean()), float(y.std(ddof=1))
-    return Scaling(columns, x.mean(axis=0), sd, y_mean, y_sd, *further)
+    return Scaling(columns, x.mean(axis=0), sd, y_mean, y_sd, *of_gates, *of_scales, has_offset)
 
 
 def named_inputs(

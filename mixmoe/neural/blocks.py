@@ -34,10 +34,11 @@ def load_torch() -> ModuleType:
 class LazyTorch:
     """Stand-in for the torch module; the first attribute asked for imports it."""
 
-    __slots__ = ()
-
     def __getattr__(self, name: str) -> Any:
-        return getattr(load_torch(), name)
+        found = getattr(load_torch(), name)
+        # Kept, as small steps ask a hundred thousand times, and each time the import system would be asked.
+        setattr(self, name, found)
+        return found
 
 
 torch: Any = LazyTorch()

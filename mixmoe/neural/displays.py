@@ -32,6 +32,7 @@ from mixmoe.neural.marginal_likelihood import is_marginal, n_points
 from mixmoe.neural.network import initial_parameters, select_personal
 from mixmoe.neural.person_predictions import to_state, whole_jacobian
 from mixmoe.neural.response_law import Family
+from mixmoe.numerics.optimise import progress_bar
 from mixmoe.output.records import Cell, Curve, Table
 
 
@@ -254,7 +255,11 @@ def compare(problem: Problem, control: Control, estimator: Estimator, seed: int,
     # The published rule stops early on the rows held out, which flatters it.
     others = problem if estimator == "sgd" else without_validation(problem)
     rows.append(("this model", lambda: fit_network(others, plain, estimator, np.random.default_rng(seed))))
-    fits = [fit() for _, fit in rows]
+    fits = []
+    with progress_bar(len(rows), "networks to compare with", control.progress) as bar:
+        for _, fit in rows:
+            fits.append(fit())
+            bar.update()
     errors = [
         held_out_error(personal_of(problem, name), fit) * scale for (name, _), fit in zip(rows, fits, strict=True)
     ]

@@ -34,8 +34,8 @@ from mixmoe.neural.network import forward, transition_scores, view_tensors
 from mixmoe.neural.person_predictions import Uncertainty, gather, to_state
 from mixmoe.neural.persons import Persons, category_names, parameter_names, persons_of
 from mixmoe.neural.posterior import posterior_covariance, root_of
-from mixmoe.neural.predicted_rows import known_means, unknown_draws, unknown_means
-from mixmoe.neural.response_law import OF_NORMAL, drawn_responses, tails
+from mixmoe.neural.predicted_rows import even_effects, known_means, unknown_draws, unknown_means
+from mixmoe.neural.response_law import LAWS, OF_NORMAL, drawn_responses, tails
 from mixmoe.output.records import Panel
 from mixmoe.results import Results
 
@@ -79,10 +79,12 @@ def places(persons: Persons, given: str) -> Distribution:
 
 def unknown_tails(persons: Persons) -> Array:
     """`tails` of each row as if nobody were known, the mean over draws of the effects, shape (n, 4)."""
-    problem, blocks = persons.problem, persons.problem.train
-    draws, parts = unknown_draws(persons, None, np.random.default_rng(0)), []
+    problem, blocks, fit = persons.problem, persons.problem.train, persons.trained
+    even = problem.family in LAWS
+    draws = even_effects(fit, widened=False) if even else unknown_draws(persons, None, np.random.default_rng(0))
+    parts = []
     with torch.no_grad():
-        state, eta = to_state(problem, persons.trained), problem.tensor(draws @ persons.trained.loading.T)
+        state, eta = to_state(problem, fit), problem.tensor(draws @ fit.loading.T)
         for block in (piece for whole in blocks for piece in pieces(problem, whole, len(draws))):
             total = 0.0
             for draw in eta:

@@ -54,6 +54,7 @@ from mixmoe.neural.person_predictions import (
 )
 from mixmoe.neural.posterior import marginal_information, posterior_covariance, variance_information
 from mixmoe.neural.response_law import OF_NORMAL, mean_outputs
+from mixmoe.numerics.optimise import progress_bar
 
 MOST_EFFECTS = 6  # per person; of more, points around the mode no longer cover the posterior
 MOST_OF_CHAINS = 16  # the same for chains, whose posteriors are near to normal ones: four states
@@ -108,14 +109,19 @@ def n_points(problem: Problem) -> int:
 
 
 @lru_cache
+def quasi_normal(r: int, size: int) -> Array:
+    """Evenly spread points of a standard normal distribution, shape (size, r)."""
+    half = norm.ppf(qmc.Sobol(r, scramble=True, rng=np.random.default_rng(0)).random(size // 2))
+    drawn = np.concatenate([half, -half])
+    # Of mean zero and covariance one, so that their mean is exact for polynomials of degree three.
+    return np.linalg.solve(np.linalg.cholesky(drawn.T @ drawn / size), drawn.T).T
+
+
+@lru_cache
 def points(r: int, size: int) -> tuple[Array, Array]:
     """Points (D, r) and logarithms of their weights (D,) for integrals over a standard normal distribution."""
     if r not in NODES:
-        half = norm.ppf(qmc.Sobol(r, scramble=True, rng=np.random.default_rng(0)).random(size // 2))
-        drawn = np.concatenate([half, -half])
-        # Of mean zero and covariance one, so that the rule is exact for polynomials of degree three.
-        drawn = np.linalg.solve(np.linalg.cholesky(drawn.T @ drawn / size), drawn.T).T
-        return drawn, np.full(size, -np.log(size))
+        return quasi_normal(r, size), np.full(size, -np.log(size))
     x, w = np.polynomial.hermite_e.hermegauss(NODES[r])
     grid = np.array(list(product(x, repeat=r)))
     weights = np.array(list(product(np.log(w / w.sum()), repeat=r))).sum(1)
@@ -225,7 +231,7 @@ def maximise_marginal(problem: Problem, control: Control, state: State) -> tuple
 
 
 def climb(problem: Problem, control: Control, state: State) -> tuple[float, bool]:
-    """Bring a state towards the maximum by quasi-Newton steps.
+    """Bring a state towards the maximum by quasi-Newton steps, behind a progress bar if one is wanted.
 
     Returns
     -------
@@ -247,10 +253,13 @@ def climb(problem: Problem, control: Control, state: State) -> tuple[float, bool
         line_search_fn="strong_wolfe",
     )
     best, point = np.inf, state.copy()
+    # As many as the optimiser makes at most by default, five evaluations in four steps.
+    bar = progress_bar(STEPS * 5 // 4, f"integrals, {n_points(problem)} points", control.progress)
 
     def closure() -> Tensor:
         nonlocal best, point
         optimiser.zero_grad()
+        bar.update()
         with torch.no_grad():
             now = moved_state(problem, state, start + root @ moved, first + sizes * logs)
             rule = adapted_rule(problem, now, tol=SETTLED)
@@ -268,7 +277,8 @@ def climb(problem: Problem, control: Control, state: State) -> tuple[float, bool
             best, point = float(total), now.copy()
         return total
 
-    optimiser.step(closure)
+    with bar:
+        optimiser.step(closure)
     state.theta, state.z, state.s = point.theta, point.z, point.s
     return -best, optimiser.state[moved]["n_iter"] < STEPS
 

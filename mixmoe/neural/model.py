@@ -138,9 +138,12 @@ class NME:
         A network of your own from standardised inputs ``(rows, p)`` to outputs ``(rows, d)``; then ``re:`` names its
         parameters (``fc1.weight``, ``fc1``, patterns with ``*`` in backticks), or as above, layers being counted in the
         order in which the module registers them. Each row by itself and without chance: no dropout, no batch norm.
-    family : {"auto", "gaussian", "binary", "multiclass", "crf"}
+    family : {"auto", "gaussian", "binary", "multiclass", "crf", "poisson", "negbinomial", "ordinal"}
         ``"auto"``: numbers are Gaussian (only 0 and 1: binary); text, categories and booleans binary or multi-class,
-        with ``seq:`` a CRF.
+        with ``seq:`` a CRF. Counts have a log link; those of ``"negbinomial"`` the variance ``mu + mu^2 / theta``.
+        ``"ordinal"``: ordered categories (an ordered Categorical, or numbers) by proportional odds, ``logit P(y <= j) =
+        cut_j - output``. ``| sigma: z`` makes the log residual standard deviation of a Gaussian response, or the log
+        theta of ``"negbinomial"``, linear in covariates.
     estimator : {"laplace", "sgd"}
         Linearised Laplace (exact for effects on the last layer with a Gaussian response), or the published rule.
     cov : {"diagonal", "tensor", "full"} or int, optional
@@ -151,6 +154,9 @@ class NME:
     transitions : mapping, optional
         Transitions of a CRF whose score is given and the same for everybody, ``{"low": {"high": None, "low": 0.0}}``:
         None where there is no such transition, else the score, beside which the others are estimated.
+    offset : str, array or Series, optional
+        Added to the output of the network, a column or one value for each row of the data: of counts the log of the
+        exposure; also for two categories and ordered ones.
     context : mapping, optional
         Functions and constants the formula may use.
     formula_engine : {"formulaic", "patsy"}
@@ -169,9 +175,10 @@ class NME:
     a Gaussian response the weights of hidden layers and the loadings of the effects have a standard normal prior,
     without effects all weights of a network with hidden layers, unless `fit` is given a ``weight_decay``; the
     log-likelihood printed is that at such estimates, without the prior. Below effects on the last layer the
-    population's weights there have a normal prior of variance 9 and are integrated out. A linear network of categories
+    population's weights there have a normal prior of variance 9 and are integrated out. A linear network of categories,
+    counts, or a Gaussian response whose variance differs between rows,
     with at most six personal parameters, or of a CRF with at most sixteen and a few thousand rows, ends at the maximum
-    of the marginal likelihood, by adaptive quadrature; other categories with person effects are fitted by penalised
+    of the marginal likelihood, by adaptive quadrature; others of these with person effects are fitted by penalised
     likelihood, whose coefficients are smaller. With a variance per parameter (``"diagonal"``, or the double bar in
     ``re:``) the effects of a linear network are independent on the user's scale, as for lme4's double bar; where
     independence is on standardised inputs the correlations that follow are reported. Rows of a CRF whose state is

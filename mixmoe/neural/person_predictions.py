@@ -327,7 +327,7 @@ def response_variance(family: Family, outputs: Tensor) -> Tensor:
     """Variance of a response given its outputs, (..., B, T), of families of `mixmoe.responses`."""
     law, (eta, delta), one = shared_family(family), predictors(to_array(outputs)), np.ones(1)
     found = law.variance(law.mean(eta, one), delta, one)
-    return torch.as_tensor(np.broadcast_to(found, eta.shape).reshape(tuple(outputs.shape[:-1])), device=outputs.device)
+    return torch.as_tensor(np.array(found).reshape(tuple(outputs.shape[:-1])), device=outputs.device)
 
 
 def count_quantile(family: Family, outputs: Tensor, level: float) -> Tensor:
@@ -526,8 +526,8 @@ def unknown_rows(
                 noise.append((block, response_variance(problem.family, outputs).mean(0)))
             else:
                 outputs, values = None, torch.stack([block_means(problem, block, tensors) for tensors in each])
-            extra = population_spread(problem, block, state, covered)
             mean, between = values.mean(0), values.var(0, correction=0)
+            extra = population_spread(problem, block, state, covered, mean)
             variance = 0.0 * mean + extra if limits.population else between + extra
             found = (mean, variance, *draw_limits(problem, fit, values, extra, limits, outputs))
             for part, value in zip(parts, found, strict=True):
@@ -568,14 +568,22 @@ def block_means(problem: Problem, block: Block, tensors: list[Tensor]) -> Tensor
     return mean_outputs(problem.family, outputs, problem.network.scores)
 
 
-def population_spread(problem: Problem, block: Block, state: State, covered: Uncertainty) -> Tensor | float:
-    """Variance of the population prediction from that of the population parameters; none for a CRF's marginals."""
+def population_spread(
+    problem: Problem, block: Block, state: State, covered: Uncertainty, mean: Tensor | None = None
+) -> Tensor | float:
+    """Variance of the population prediction from that of the population parameters; none for a CRF's marginals.
+
+    At effects of zero; of counts that of their `mean` over the effects (B, T, 1), which is so many times larger.
+    """
     if covered.population is None or problem.family == "crf":
         return 0.0
     tensors = view_tensors(problem.network, problem.personal, state.theta, None)
     outputs = forward(problem.network, tensors, block.x)
     J = jacobian_of_all(problem, tensors, block)
-    return spread(problem, outputs, J @ covered.population @ J.transpose(-1, -2))
+    found = spread(problem, outputs, J @ covered.population @ J.transpose(-1, -2))
+    if problem.family in COUNTS and mean is not None:
+        found = found * (mean / mean_outputs(problem.family, outputs)).square()
+    return found
 
 
 def crf_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, *, states: bool, given: bool = False) -> Array:

@@ -13,7 +13,7 @@ from mixmoe.design.design import Design
 from mixmoe.neural.batches import blocks_of
 from mixmoe.neural.blocks import Blocks, Tensor, build_blocks, to_array
 from mixmoe.neural.estimators.last_layer import is_exact
-from mixmoe.neural.estimators.trained import Problem
+from mixmoe.neural.estimators.trained import Problem, Trained
 from mixmoe.neural.groupings import (
     combined_rows,
     spread_of,
@@ -22,6 +22,7 @@ from mixmoe.neural.groupings import (
 from mixmoe.neural.marginal_likelihood import (
     is_marginal,
     posterior_means,
+    quasi_normal,
 )
 from mixmoe.neural.person_predictions import (
     N_DRAWS,
@@ -38,8 +39,9 @@ from mixmoe.neural.person_predictions import (
     to_state,
     uncertainty,
     unknown_rows,
+    widening,
 )
-from mixmoe.neural.response_law import SHARED
+from mixmoe.neural.response_law import LAWS, SHARED
 from mixmoe.neural.transitions import following_rows
 
 if TYPE_CHECKING:
@@ -130,7 +132,8 @@ def unknown_means(persons: "Persons", rows: Blocks) -> Array:
     """Predictions over the distribution of effects, as if nobody were known."""
     if persons.levels:
         return combined_rows(persons.problem, persons.trained, persons.z_of_all, strangers(rows)).mean
-    return over_effects(persons, None, rows, Limits(), np.random.default_rng(0)).mean
+    limits = Limits(noise=False, population=True)
+    return over_effects(persons, None, rows, limits, np.random.default_rng(0)).mean
 
 
 def over_effects(
@@ -141,7 +144,22 @@ def over_effects(
     bare = covered if covered is not None else Uncertainty(None, None)
     if is_exact(problem):
         return linear_unknown_rows(problem, fit, rows, unknown_components(persons, covered), bare, limits)
+    if problem.family in LAWS:
+        return unknown_rows(problem, fit, rows, even_effects(fit, widened=not limits.population), bare, limits)
     return unknown_rows(problem, fit, rows, unknown_draws(persons, covered, rng), bare, limits)
+
+
+def even_effects(fit: Trained, *, widened: bool) -> Array:
+    """Points spread evenly over the distribution of effects, shape (N_DRAWS, r).
+
+    Parameters
+    ----------
+    widened : bool
+        Whether for one more person, see `widening`, or for the mean over persons.
+    """
+    r = fit.z.shape[1]
+    sd = np.sqrt(fit.s * (widening(fit) if widened else 1.0))
+    return quasi_normal(r, N_DRAWS) * sd if r else np.zeros((2, 0))
 
 
 def has_prior_only(persons: "Persons") -> bool:

@@ -22,6 +22,7 @@ from mixmoe.responses.exponential import family_named
 Family = Literal["gaussian", "binary", "multiclass", "crf", "poisson", "negbinomial", "ordinal", "heteroscedastic"]
 COUNTS = ("poisson", "negbinomial")
 SHARED: Mapping[str, str] = {"poisson": "poisson", "negbinomial": "negbinomial", "heteroscedastic": "gaussian"}
+LAWS = (*SHARED, "ordinal")
 NUMBERS = ("gaussian", "heteroscedastic", *COUNTS)  # responses with a mean and no categories
 OF_NORMAL = ("gaussian", "heteroscedastic")  # on a standardised response
 LEAST = 1e-14  # information, which roots of are divided by

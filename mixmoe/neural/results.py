@@ -234,13 +234,16 @@ class NMEResults(NetworkDiagnosis):
         """
         return adapt_persons(self.persons, data)
 
-    def transition_tests(self, *, lr: bool = True) -> pd.DataFrame:
+    def transition_tests(self, *, lr: bool = True, progress: bool | None = None) -> pd.DataFrame:
         """Whether transitions go with the covariates of persons that ``gate:`` names (CRF).
 
         Parameters
         ----------
         lr : bool
-            Whether to fit the model without each term as well, for a likelihood-ratio test.
+            Whether to fit the model without each term as well, for a likelihood-ratio test; each takes about as long as
+            the fit without its comparisons.
+        progress : bool, optional
+            Progress bar of these fits; by default in a terminal, and if they take more than a few seconds.
 
         Returns
         -------
@@ -259,7 +262,7 @@ class NMEResults(NetworkDiagnosis):
         the transitions, before the effects of persons, so that the length of sequences, which rules how much these are
         shrunken, plays no part; see `Transitions.association` for a test without a model.
         """
-        return covariate_tests(self, lr)
+        return covariate_tests(self, lr, progress)
 
     @property
     def end_scores(self) -> pd.DataFrame:
