@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array, IntArray
 from mixmoe.design.checks import level_scores
-from mixmoe.design.design import Design, column_terms, offset_of
+from mixmoe.design.design import Design, column_terms, offset_of, weights_of
 from mixmoe.design.formula import MoEFormula
 from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.blocks import Block, Blocks, Tensor, build_blocks, torch
@@ -187,7 +187,15 @@ def blocks_of(
     mine = None if levels is None else levels[rows]
     known = None if given is None else given[rows]
     return build_blocks(
-        x[rows], y[rows], members[rows], n_members, persons=owner, levels=mine, given=known, device=device
+        x[rows],
+        y[rows],
+        members[rows],
+        n_members,
+        persons=owner,
+        levels=mine,
+        given=known,
+        weights=weights_of(design)[rows],
+        device=device,
     )
 
 
@@ -306,4 +314,5 @@ def take_members(block: Block, chosen: Tensor) -> Block:
     longest = int(mask.sum(1).max()) if len(mask) else 0
     x, y = (values[chosen, :longest] for values in (block.x, block.y))
     rows, levels = block.rows[chosen.cpu().numpy(), :longest], block.levels[chosen, :longest]
-    return Block(block.persons[chosen], x, y, mask[:, :longest], rows, levels, block.given[chosen, :longest])
+    given, weights = block.given[chosen, :longest], block.weights[chosen, :longest]
+    return Block(block.persons[chosen], x, y, mask[:, :longest], rows, levels, given, weights)

@@ -112,10 +112,12 @@ def build_layout(
         parameters += population_parameters(problem, names, levels, sigma)
         if is_regression(problem):
             parameters += random_parameters(problem, names, levels, group)
+        own_moves = [f"transition({a},{b})" for a, b in moves]
         parameters += [
-            Parameter(f"sd({spec.name}|{of})", "random", f"sd({spec.name})", tested=False)
+            Parameter(f"sd({name}|{of})", "random", f"sd({name})", tested=False)
             for part, of in zip(parts_of(problem), groups, strict=True)
             for spec in named_tensors(part)
+            for name in (own_moves if is_by_move(part, spec) else [spec.name])
         ]
         if is_regression(problem):
             parameters += random_correlations(problem, scaling, names, levels, group)
@@ -130,6 +132,11 @@ def named_tensors(problem: Problem) -> tuple[TensorSpec, ...]:
     """Personal tensors that are reported as such: all, or what has no coefficients."""
     tensors = problem.personal.tensors
     return tuple(spec for spec in tensors if not is_regression(problem) or spec.name == "transitions")
+
+
+def is_by_move(problem: Problem, spec: TensorSpec) -> bool:
+    """Whether the spread of a personal tensor is reported by its entries: of transitions with a variance each."""
+    return spec.name == "transitions" and problem.cov == "diagonal"
 
 
 def random_names(problem: Problem, names: tuple[str, ...]) -> list[str]:
@@ -298,8 +305,14 @@ def laplace_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: 
 
 def spread_weights(problem: Problem, fit: Trained, scaling: Scaling) -> Array:
     """Weights of the variances s in the reported ones, shape (R, r): of coefficients, and means over tensors."""
-    named = [problem.personal.tensors.index(spec) for spec in named_tensors(problem)]
-    tensors = to_array(membership(problem))[named] @ (fit.loading**2)
+    pooled = to_array(membership(problem))
+    rows = [
+        np.eye(problem.personal.q)[problem.personal.columns(spec.name)][problem.network.free_moves]
+        if is_by_move(problem, spec)
+        else pooled[[problem.personal.tensors.index(spec)]]
+        for spec in named_tensors(problem)
+    ]
+    tensors = np.vstack([np.empty((0, problem.personal.q)), *rows]) @ (fit.loading**2)
     if not is_regression(problem):
         return tensors
     return np.vstack([(random_map(problem, scaling) @ fit.loading) ** 2, tensors])

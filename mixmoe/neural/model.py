@@ -82,7 +82,6 @@ LACKS: Mapping[str, str] = {  # what a network has not, and why
     "HasErrorCovariance": "its errors have no serial correlation",
     "cluster": "its standard errors are those of the model, with persons as the independent units, and there "
     "is no sandwich; name in re: what is independent",
-    "weights": "each row counts once in the likelihood of a person's effects; leave out rows that shall not count",
     "trials": "its responses are numbers, categories or states of single rows; give each trial a row",
     "time": "rows of a person are ordered by the section seq:",
     "HasExperts": "a network has no experts that persons could belong to; compare networks on held-out rows "
@@ -157,6 +156,9 @@ class NME:
     offset : str, array or Series, optional
         Added to the output of the network, a column or one value for each row of the data: of counts the log of the
         exposure; also for two categories and ordered ones.
+    weights : str, array or Series, optional
+        Of the log-densities of the rows, of categories and counts: those of classes to make up for rare ones, or those
+        of persons in all their rows. Standard errors take them for counts of rows. Rows of weight zero are left out.
     context : mapping, optional
         Functions and constants the formula may use.
     formula_engine : {"formulaic", "patsy"}
@@ -225,12 +227,13 @@ class NME:
         device: str = "cpu",
         transitions: Mapping[Any, Mapping[Any, float | None]] | None = None,
         offset: Any = None,
+        weights: Any = None,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
     ) -> None:
         checked_choice(estimator, "estimator", get_args(Estimator))
         widths = checked_widths(hidden, network)
-        data, beside = with_columns(data, {"offset": offset})
+        data, beside = with_columns(data, {"offset": offset, "weights": weights})
         self.formula = largest_first(checked_formula(formula), data)
         self.family: Family = chosen_family(family, self.formula, data)
         refuse_gate(self.formula, self.family)
@@ -302,7 +305,7 @@ class NME:
             "family": "gaussian" if self.family == "heteroscedastic" else self.family,
             "estimator": estimator,
             "cov": self.cov,
-            "offset": beside["offset"],
+            **beside,
             "transitions": None if transitions is None else plain_moves(transitions),
             "formula_engine": formula_engine,
         }

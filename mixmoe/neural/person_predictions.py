@@ -146,7 +146,7 @@ def whitened(problem: Problem, block: Block, state: State) -> tuple[Tensor, Tens
     mine = state.z if state.loading is None else state.z @ state.loading.T
     tensors = view_tensors(problem.network, problem.personal, state.theta, mine[block.persons])
     R = curvature_root(problem.family, forward(problem.network, tensors, block.x), state.sigma2).transpose(-1, -2)
-    R = R * block.mask[..., None, None]
+    R = R * block.weights.sqrt()[..., None, None]
     return (R @ J).flatten(1, 2), (R @ latent_jacobian(problem, J, state)).flatten(1, 2)
 
 

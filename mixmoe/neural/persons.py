@@ -386,14 +386,14 @@ def refuse_unknown(persons: Persons, wanted: Wanted) -> None:
 
 
 def check_rows_ahead(persons: Persons, design: Design, response: bool = False) -> None:
-    """Refuse new rows without the offset that the fit had, or, with their `response`, impossible ones.
+    """Refuse new rows without the offset that the fit had, with their `response` without weights, or impossible ones.
 
     Raises
     ------
     DesignError
     """
-    column = persons.design.recipe.aux.get("offset")
-    check_beside(design, {"offset": column}, ("offset",))
+    needed = ("offset", "weights") if response else ("offset",)
+    check_beside(design, {name: persons.design.recipe.aux.get(name) for name in needed}, needed)
     if "offset" in design.aux:
         check_offset(design, persons.problem.family)
     if response and persons.problem.family in COUNTS:

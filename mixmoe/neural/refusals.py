@@ -144,6 +144,12 @@ def check_response(design: Design, family: Family) -> None:
         check_counts(design, family)
     if "offset" in design.aux:
         check_offset(design, family)
+    if "weights" in design.aux and family in ("crf", *OF_NORMAL):
+        why = "whose sequences have one probability" if family == "crf" else "whose variance they would change"
+        mend = "leave out sequences that shall not count" if family == "crf" else "use MEMoE, where they do, or sigma:"
+        raise ArgumentError(
+            f"weights= multiply log-densities of rows of categories or counts, not of responses {why}; {mend}"
+        )
     if family == "binary" and len(levels) != 2:
         raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
     if len(levels) > MAX_LEVELS:

@@ -115,7 +115,7 @@ def test_held_out_states_are_scored_given_those_before_them():
     emissions, table, states, mask = batch((5, 3), personal=False)
     known = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     rows = Blocks(
-        (Block(torch.arange(2), emissions, states, mask, None, torch.zeros(2, 5, 0), known),), int(mask.sum())
+        (Block(torch.arange(2), emissions, states, mask, None, torch.zeros(2, 5, 0), known, mask),), int(mask.sum())
     )
     network = build_network(STATES, STATES, (), behind=chain_shapes(STATES, 0))
     problem = Problem("crf", network, select_personal(network, []), rows, rows, 2)

@@ -163,6 +163,28 @@ def test_linear_network_is_the_generalised_mixed_model(data, fits, case):
     np.testing.assert_allclose(fit.fitted("mean"), peer.predict(kind="mean")["mean"], rtol=2e-3)
 
 
+def test_weights_multiply_log_densities(data):
+    """Those of persons, of classes and of rows are columns; two of a row are the row twice."""
+    weighted = data.assign(w=1 + data["id"] % 2)
+    fit = network(weighted, "poisson", weights="w")
+    peer = mm.fit(
+        "events ~ x | re: (1 | id)", weighted, experts=1, family="poisson", offset="log_time", weights="w", n_quad=21,
+        cov_type="nonrobust",
+    )  # fmt: skip
+    assert fit.llf == pytest.approx(peer.llf, abs=EQUAL)
+    np.testing.assert_allclose(fit.params, peer.params, atol=1e-4)
+    np.testing.assert_allclose(fit.bse, peer.bse, rtol=2e-3)
+    twice = weighted.loc[weighted.index.repeat(weighted["w"])]
+    with pytest.warns(mm.errors.AssumptionWarning):  # rows that are there twice
+        assert network(twice, "poisson").llf == pytest.approx(fit.llf, abs=EQUAL)
+    rows = weighted[weighted["id"] == 3].assign(id="new")
+    np.testing.assert_allclose(
+        fit.predict(rows, history=rows)["mean"], fit.predict(kind="subject")["mean"][rows.index], rtol=0.05
+    )
+    with pytest.raises(DesignError, match="'w'"):
+        fit.predict(rows, history=rows.drop(columns="w"))
+
+
 def test_varying_variance_is_the_dense_normal_density(data, fits):
     fit = fits["gaussian"]
     p, total = fit.params, 0.0
@@ -274,6 +296,7 @@ def test_a_theta_of_covariates(data):
         ("n ~ x | re: (last[1] | id) | sigma: z", {"family": "poisson"}, FormulaError, "has neither"),
         ("n ~ x | re: (last[1] | id)", {"family": "gamma"}, ArgumentError, "family must be one of"),
         ("n ~ x | re: (last[1] | id)", {"family": "poisson", "offset": "far"}, DesignError, "the offset is 99"),
+        ("y ~ x | re: (last[1] | id)", {"weights": "n"}, ArgumentError, "whose variance they would change"),
         ("zero ~ x | re: (last[1] | id)", {"family": "poisson"}, DesignError, "is 0 in all"),
     ],
 )

@@ -297,15 +297,15 @@ def block_loss(problem: Problem, block: Block, theta: Tensor, eta: Tensor | None
             known = torch.where(block.given > 0, block.y, -1)
             loss = loss - sequence_loss(outputs, scores, known, block.mask)
         return loss
-    return (row_loss(problem.family, outputs, block.y, sigma2) * block.mask).sum(-1)
+    return (row_loss(problem.family, outputs, block.y, sigma2) * block.weights).sum(-1)
 
 
 def responses_in(problem: Problem, block: Block) -> Tensor:
-    """One for the cells of a block whose response is scored, (B, T).
+    """Weights of the cells of a block whose response is scored, (B, T).
 
     All rows, but those of a CRF whose state is missing or known beforehand.
     """
-    return block.mask * (block.y >= 0) * (1.0 - block.given) if problem.family == "crf" else block.mask
+    return block.mask * (block.y >= 0) * (1.0 - block.given) if problem.family == "crf" else block.weights
 
 
 def total_loss(
