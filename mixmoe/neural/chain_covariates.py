@@ -21,7 +21,8 @@ from mixmoe.neural.batches import Scaling, split_rows
 from mixmoe.neural.displays import fit_starts
 from mixmoe.neural.estimators.linearised import build_control
 from mixmoe.neural.estimators.trained import Problem
-from mixmoe.neural.network import CHAIN, chain_shapes, lay_out, personal_entries
+from mixmoe.neural.network import CHAIN, chain_shapes, lay_out
+from mixmoe.neural.personal_layers import personal_entries
 from mixmoe.numerics.optimise import progress_bar
 from mixmoe.output.records import Table
 

@@ -29,8 +29,9 @@ from mixmoe.neural.estimators.trained import (
 )
 from mixmoe.neural.estimators.training import fit_published
 from mixmoe.neural.marginal_likelihood import n_points
-from mixmoe.neural.network import initial_parameters, select_personal
+from mixmoe.neural.network import initial_parameters
 from mixmoe.neural.person_predictions import to_state, whole_jacobian
+from mixmoe.neural.personal_layers import select_personal
 from mixmoe.neural.response_law import Family
 from mixmoe.numerics.optimise import progress_bar
 from mixmoe.output.records import Cell, Curve, Table

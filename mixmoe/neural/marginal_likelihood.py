@@ -43,7 +43,7 @@ from mixmoe.neural.estimators.state import (
     settle_effects,
 )
 from mixmoe.neural.estimators.trained import Control, Problem, Trained, block_loss, block_outputs, ridge
-from mixmoe.neural.network import no_clumping, select_personal
+from mixmoe.neural.network import no_clumping
 from mixmoe.neural.person_predictions import (
     MAX_CHAIN,
     MAX_PARAMETERS,
@@ -52,6 +52,7 @@ from mixmoe.neural.person_predictions import (
     population_information,
     to_state,
 )
+from mixmoe.neural.personal_layers import select_personal
 from mixmoe.neural.posterior import marginal_information, posterior_covariance, variance_information
 from mixmoe.neural.response_law import OF_NORMAL, mean_outputs
 from mixmoe.numerics.optimise import progress_bar

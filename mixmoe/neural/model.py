@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -11,14 +10,13 @@ import pandas as pd
 
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
 from mixmoe.design.beside import with_columns
-from mixmoe.design.checks import level_scores
 from mixmoe.design.design import Design, build_design
 from mixmoe.design.formula import MoEFormula
-from mixmoe.design.recipe import ResponseKind
 from mixmoe.errors import ArgumentError, MixmoeWarning, warn
 from mixmoe.families import FamilySpec
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, Starts
+from mixmoe.neural.architecture import architecture, checked_widths, response_kind
 from mixmoe.neural.batches import (
     Scaling,
     build_scaling,
@@ -50,14 +48,8 @@ from mixmoe.neural.groupings import (
 )
 from mixmoe.neural.law_parameters import at_limit
 from mixmoe.neural.marginal_likelihood import shrunken_flags
-from mixmoe.neural.network import (
-    Network,
-    build_network,
-    chain_shapes,
-    checked_hidden,
-    select_personal,
-)
-from mixmoe.neural.own_modules import check_module, wrap_module
+from mixmoe.neural.network import Network
+from mixmoe.neural.personal_layers import select_personal
 from mixmoe.neural.refusals import (
     check_gate,
     check_magnitudes,
@@ -72,7 +64,7 @@ from mixmoe.neural.refusals import (
     chosen_family,
     refuse_gate,
 )
-from mixmoe.neural.response_law import NUMBERS, Family
+from mixmoe.neural.response_law import Family
 from mixmoe.neural.results import COLLAPSED, WARNINGS, NMEResults, collapsed, unconverged, unreplicated, vanished
 
 LACKS: Mapping[str, str] = {  # what a network has not, and why
@@ -90,7 +82,6 @@ LACKS: Mapping[str, str] = {  # what a network has not, and why
     "HasNewLikelihood": "the likelihood of new rows is not computed; validate() and mixmoe.select have "
     "the error on held-out rows",
 }
-WIDTHS = (10,)  # of the hidden layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -571,48 +562,3 @@ def told_flags(design: Design, problem: Problem, trained: Trained, gain: float |
 def plain_moves(given: Mapping[Any, Mapping[Any, float | None]]) -> dict[str, dict[str, float | None]]:
     """Given transitions as they are written into files."""
     return {str(a): {str(b): None if v is None else float(v) for b, v in to.items()} for a, to in given.items()}
-
-
-def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:
-    """Widths of the hidden layers, those of a network of one's own being its own affair.
-
-    Raises
-    ------
-    ArgumentError
-        If they are no sequence, or given beside a network.
-    """
-    if network is not None:
-        if hidden is not None:
-            raise ArgumentError(f"hidden={hidden!r} says nothing about a network of your own; leave one of them out")
-        return ()
-    return checked_hidden(WIDTHS if hidden is None else hidden)
-
-
-def architecture(
-    design: Design, family: Family, scaling: Scaling, hidden: tuple[int, ...], activation: str, module: Any
-) -> Network:
-    """The network that a design and a family ask for."""
-    n_in, levels = len(scaling.columns), len(design.response_levels or ())
-    n_out = {"multiclass": levels - 1, "crf": levels}.get(family, 1)
-    if not n_in and (hidden or module is not None):
-        what = f"a network with hidden={hidden}" if module is None else f"network {type(module).__name__}"
-        raise ArgumentError(f"{what} needs inputs, but the formula has none; add terms, or use hidden=()")
-    behind = chain_shapes(levels if family == "crf" else 0, len(scaling.gate_columns))
-    if family in ("negbinomial", "heteroscedastic"):
-        behind.append(("scale", (1 + len(scaling.scale_mean),)))
-    if family == "ordinal" and levels > 2:
-        behind.append(("steps", (levels - 2,)))
-    if module is not None:
-        check_module(module)
-        found = wrap_module(deepcopy(module).double(), n_in, n_out, behind, scaling.inputs(design.expert))
-    else:
-        found = build_network(n_in, n_out, hidden, activation, behind)
-    scores = level_scores(design.response_levels or ()).tolist() if family == "ordinal" else []
-    return replace(found, has_offset=scaling.has_offset, scores=tuple(scores))
-
-
-def response_kind(family: Family) -> ResponseKind:
-    """How the response is read from the data."""
-    if family == "ordinal":
-        return "ordinal"
-    return "numeric" if family in NUMBERS else "categorical"

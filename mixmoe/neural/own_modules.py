@@ -8,14 +8,8 @@ from numpy.typing import NDArray
 
 from mixmoe.errors import ArgumentError
 from mixmoe.neural.blocks import Tensor, torch
-from mixmoe.neural.network import (
-    Network,
-    forward_module,
-    lay_out,
-    personal_tensors,
-    users_module,
-    view_tensors,
-)
+from mixmoe.neural.network import Network, forward_module, lay_out, users_module, view_tensors
+from mixmoe.neural.personal_layers import personal_tensors
 
 PROBE_ROWS = 6  # on which a network is tried
 

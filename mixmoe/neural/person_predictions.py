@@ -20,32 +20,24 @@ from mixmoe.neural.estimators.state import (
     without_given_moves,
 )
 from mixmoe.neural.estimators.trained import LAST_VARIANCE, Problem, Trained
-from mixmoe.neural.network import (
-    CHAIN,
-    forward,
-    jacobian,
-    law_jacobian,
-    personal_tensors,
-    transition_scores,
-    view_tensors,
-)
+from mixmoe.neural.network import CHAIN, forward, jacobian, law_jacobian, transition_scores, view_tensors
+from mixmoe.neural.personal_layers import personal_tensors
 from mixmoe.neural.posterior import posterior_covariance
 from mixmoe.neural.response_law import (
     COUNTS,
+    NORMAL_POINTS,
     OF_NORMAL,
     SHARED,
-    Family,
+    count_quantile,
     curvature_root,
     mean_outputs,
     mean_slopes,
-    predictors,
-    shared_family,
+    response_variance,
 )
 
 N_DRAWS = 512
 BISECTIONS = 32
 MAX_PARAMETERS = 3000  # above, the uncertainty of the population parameters is left out
-NORMAL_POINTS = norm.ppf((np.arange(21) + 0.5) / 21.0)  # of equal probability
 MAX_CHAIN = 300  # the same for a CRF, whose second derivatives cost a pass over the data per parameter
 
 
@@ -321,40 +313,6 @@ def known_rows(
     if problem.family in COUNTS:
         found = replace(found, lower=gather(blocks, ends[0]), upper=gather(blocks, ends[1]))
     return replace(found, noise=gather(blocks, noise))
-
-
-def response_variance(family: Family, outputs: Tensor) -> Tensor:
-    """Variance of a response given its outputs, (..., B, T), of families of `mixmoe.responses`."""
-    law, (eta, delta), one = shared_family(family), predictors(to_array(outputs)), np.ones(1)
-    found = law.variance(law.mean(eta, one), delta, one)
-    return torch.as_tensor(np.array(found).reshape(tuple(outputs.shape[:-1])), device=outputs.device)
-
-
-def count_quantile(family: Family, outputs: Tensor, level: float) -> Tensor:
-    """Least count up to which a mixture of laws has at least a probability, (B, T), by bisection.
-
-    Parameters
-    ----------
-    outputs : Tensor, shape (M, B, T, d)
-        Of the laws, which have equal weights.
-    level : float
-    """
-    law, values = shared_family(family), to_array(outputs)
-    M, rows = len(values), values[0, ..., 0].size
-    eta = values[..., 0].reshape(M, rows)
-    delta = values[..., 1].reshape(M, rows) if values.shape[-1] > 1 else np.zeros((M, rows))
-
-    def reached(y: Array) -> Array:
-        return np.asarray(law.cdf(y, eta, delta, np.ones(1)).mean(axis=0) >= level)
-
-    low, high = np.full(rows, -1.0), np.ceil(law.mean(eta, np.ones(1)).max(axis=0))
-    while not (inside := reached(high)).all():
-        high = np.where(inside, high, 2.0 * high + 1.0)
-    while (high - low > 1.0).any():
-        middle = np.floor(0.5 * (low + high))
-        inside = reached(middle)
-        low, high = np.where(inside, low, middle), np.where(inside, middle, high)
-    return torch.as_tensor(high.reshape(values.shape[1:-1]), device=outputs.device)
 
 
 def block_moments(

@@ -16,7 +16,8 @@ from mixmoe.design.frame import shown, view
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.neural.estimators.last_layer import is_exact
 from mixmoe.neural.estimators.trained import Problem
-from mixmoe.neural.network import Network, Personal
+from mixmoe.neural.network import Network
+from mixmoe.neural.personal_layers import Personal
 from mixmoe.neural.response_law import COUNTS, OF_NORMAL, Family
 from mixmoe.responses.distribution import (
     ETA_LIMIT,

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import norm
 
 from mixmoe._typing import Array
 from mixmoe.neural.blocks import Tensor, to_array, torch
@@ -25,6 +26,7 @@ SHARED: Mapping[str, str] = {"poisson": "poisson", "negbinomial": "negbinomial",
 LAWS = (*SHARED, "ordinal")
 NUMBERS = ("gaussian", "heteroscedastic", *COUNTS)  # responses with a mean and no categories
 OF_NORMAL = ("gaussian", "heteroscedastic")  # on a standardised response
+NORMAL_POINTS = norm.ppf((np.arange(21) + 0.5) / 21.0)  # of equal probability
 LEAST = 1e-14  # information, which roots of are divided by
 
 
@@ -285,3 +287,37 @@ def drawn_responses(family: Family, outputs: Tensor, rng: np.random.Generator) -
     scores = ordered_logs(outputs) if family == "ordinal" else full_logits(outputs)
     noise = torch.as_tensor(rng.gumbel(size=tuple(scores.shape)), device=outputs.device)
     return (scores + noise).argmax(-1)
+
+
+def response_variance(family: Family, outputs: Tensor) -> Tensor:
+    """Variance of a response given its outputs, (..., B, T), of families of `mixmoe.responses`."""
+    law, (eta, delta), one = shared_family(family), predictors(to_array(outputs)), np.ones(1)
+    found = law.variance(law.mean(eta, one), delta, one)
+    return torch.as_tensor(np.array(found).reshape(tuple(outputs.shape[:-1])), device=outputs.device)
+
+
+def count_quantile(family: Family, outputs: Tensor, level: float) -> Tensor:
+    """Least count up to which a mixture of laws has at least a probability, (B, T), by bisection.
+
+    Parameters
+    ----------
+    outputs : Tensor, shape (M, B, T, d)
+        Of the laws, which have equal weights.
+    level : float
+    """
+    law, values = shared_family(family), to_array(outputs)
+    M, rows = len(values), values[0, ..., 0].size
+    eta = values[..., 0].reshape(M, rows)
+    delta = values[..., 1].reshape(M, rows) if values.shape[-1] > 1 else np.zeros((M, rows))
+
+    def reached(y: Array) -> Array:
+        return np.asarray(law.cdf(y, eta, delta, np.ones(1)).mean(axis=0) >= level)
+
+    low, high = np.full(rows, -1.0), np.ceil(law.mean(eta, np.ones(1)).max(axis=0))
+    while not (inside := reached(high)).all():
+        high = np.where(inside, high, 2.0 * high + 1.0)
+    while (high - low > 1.0).any():
+        middle = np.floor(0.5 * (low + high))
+        inside = reached(middle)
+        low, high = np.where(inside, low, middle), np.where(inside, middle, high)
+    return torch.as_tensor(high.reshape(values.shape[1:-1]), device=outputs.device)

@@ -24,8 +24,9 @@ from mixmoe.neural.crf import (  # noqa: E402
     sequence_loss,
 )
 from mixmoe.neural.estimators.trained import Problem, block_loss, responses_in  # noqa: E402
-from mixmoe.neural.network import build_network, chain_shapes, select_personal  # noqa: E402
+from mixmoe.neural.network import build_network, chain_shapes  # noqa: E402
 from mixmoe.neural.person_predictions import Uncertainty  # noqa: E402
+from mixmoe.neural.personal_layers import select_personal  # noqa: E402
 from mixmoe.neural.transitions import (  # noqa: E402
     common_ranks,
     hsic_test,

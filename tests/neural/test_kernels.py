@@ -15,16 +15,9 @@ from mixmoe.neural.estimators.mixed_model import (  # noqa: E402  # noqa: E402
     profile,
     row_columns,
 )
-from mixmoe.neural.network import (  # noqa: E402
-    ACTIVATIONS,
-    build_network,
-    forward,
-    initial_parameters,
-    jacobian,
-    select_personal,
-    view_tensors,
-)
+from mixmoe.neural.network import ACTIVATIONS, build_network, forward, initial_parameters, jacobian, view_tensors  # noqa: E402
 from mixmoe.neural.own_modules import wrap_module  # noqa: E402
+from mixmoe.neural.personal_layers import select_personal  # noqa: E402
 from mixmoe.neural.posterior import (  # noqa: E402
     marginal_information,
     posterior_covariance,

@@ -11,8 +11,9 @@ from mixmoe.errors import ArgumentError, MixmoeWarning, SavedFileError
 
 torch = pytest.importorskip("torch")
 
-from mixmoe.neural.network import chain_shapes, jacobian, select_personal, view_tensors  # noqa: E402
+from mixmoe.neural.network import chain_shapes, jacobian, view_tensors  # noqa: E402
 from mixmoe.neural.own_modules import wrap_module  # noqa: E402
+from mixmoe.neural.personal_layers import select_personal  # noqa: E402
 
 nn = torch.nn
 

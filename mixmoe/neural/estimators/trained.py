@@ -15,7 +15,8 @@ from mixmoe.errors import ArgumentError
 from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.blocks import Block, Blocks, Tensor, torch
 from mixmoe.neural.crf import sequence_loss
-from mixmoe.neural.network import Network, Personal, forward, transition_scores, view_tensors
+from mixmoe.neural.network import Network, forward, transition_scores, view_tensors
+from mixmoe.neural.personal_layers import Personal
 from mixmoe.neural.response_law import Family, row_loss
 
 Estimator = Literal["laplace", "sgd"]
