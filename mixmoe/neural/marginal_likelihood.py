@@ -63,6 +63,7 @@ NODES = {1: 21, 2: 11, 3: 7}  # per effect
 MOST_CELLS = 2_000_000  # rows times points: a fifth of a second or so for an evaluation with its gradient
 POINTS = 256  # of a quasi-random rule, for more effects
 POINTS_OF_CHAINS, FEWEST_POINTS = 128, 64  # the same, and where there are many rows
+COARSE = 32  # points of a rule that leads near the maximum
 ROUNDS, STEPS = 8, 60  # of a quasi-Newton method that knows no curvature yet, and its steps
 SETTLED = 1e-4  # largest move of an effect at which it is at its mode, while the method climbs
 FAR = 15.0  # parameters on standardised inputs that are on their way to infinity
@@ -215,9 +216,11 @@ def maximise_marginal(problem: Problem, control: Control, state: State) -> tuple
         None if the maximum was reached; why not otherwise.
     """
     last = -np.inf
-    for _ in range(ROUNDS):
+    # Steps cost by the number of points: a coarse rule leads near the maximum of the fine one.
+    coarse, fine = max(COARSE, 4 * problem.n_effects), n_points(problem)
+    for size in [coarse] * (fine > 3 * COARSE) + [fine] * ROUNDS:
         before = state.copy()
-        found, settled = climb(problem, control, state)
+        found, settled = climb(problem, control, state, size)
         # Odds of e^15 are none that data can tell.
         finite = bool(torch.isfinite(state.theta).all() and torch.isfinite(state.s).all())
         law = problem.network.law  # dispersions of counts that are Poisson ones are large, and no matter
@@ -225,14 +228,21 @@ def maximise_marginal(problem: Problem, control: Control, state: State) -> tuple
         if not finite or float(of_layers.abs().max()) >= FAR or float(state.s.max()) >= FAR**2:
             state.theta, state.z, state.s = before.theta, before.z, before.s
             return (SEPARATED,)
+        if size != fine:
+            continue
         if settled or found - last < NEAR:
             return ()
         last = found
     return (UNSETTLED,)
 
 
-def climb(problem: Problem, control: Control, state: State) -> tuple[float, bool]:
+def climb(problem: Problem, control: Control, state: State, size: int) -> tuple[float, bool]:
     """Bring a state towards the maximum by quasi-Newton steps, behind a progress bar if one is wanted.
+
+    Parameters
+    ----------
+    size : int
+        Points of the integrals.
 
     Returns
     -------
@@ -255,7 +265,7 @@ def climb(problem: Problem, control: Control, state: State) -> tuple[float, bool
     )
     best, point = np.inf, state.copy()
     # As many as the optimiser makes at most by default, five evaluations in four steps.
-    bar = progress_bar(STEPS * 5 // 4, f"integrals, {n_points(problem)} points", control.progress)
+    bar = progress_bar(STEPS * 5 // 4, f"integrals, {size} points", control.progress)
 
     def closure() -> Tensor:
         nonlocal best, point
@@ -263,7 +273,7 @@ def climb(problem: Problem, control: Control, state: State) -> tuple[float, bool
         bar.update()
         with torch.no_grad():
             now = moved_state(problem, state, start + root @ moved, first + sizes * logs)
-            rule = adapted_rule(problem, now, tol=SETTLED)
+            rule = adapted_rule(problem, now, tol=SETTLED, size=size)
             state.z = now.z  # where the next search for modes begins
         total = torch.zeros_like(state.sigma2)
         for part in rule_parts(problem, rule):
@@ -435,7 +445,7 @@ def shrunken_share(problem: Problem, fit: Trained) -> float:
 
 
 def shrunken_flags(problem: Problem, fit: Trained) -> list[Flag]:
-    """What a reader must know of coefficients of categories that are too small; empty if they are hardly so."""
+    """What a reader must know of coefficients that are too small; empty if they are hardly so."""
     share = shrunken_share(problem, fit)
     if share < NOTICED:
         return []
