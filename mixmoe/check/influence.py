@@ -15,7 +15,8 @@ from mixmoe.families import FirstOrder, GatePoint
 from mixmoe.inference.uncertainty import delta_se, two_sided
 from mixmoe.mixture.gate import gate_log_probabilities
 from mixmoe.numerics.linalg import jacobian
-from mixmoe.output.records import Table
+from mixmoe.output.names import NO_NAMES, Names
+from mixmoe.output.records import Table, number_format
 from mixmoe.output.summary import Printed
 
 _SHOWN = 10
@@ -120,6 +121,57 @@ def influence(at: FirstOrder, labels: pd.Index, names: tuple[str, ...], std_erro
     return Influence(labels, names, change, std_error, distance)
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class GateEffects(Printed):
+    """Average marginal effects of gate covariates on the probabilities of the experts.
+
+    Attributes
+    ----------
+    effects : DataFrame
+        One row per covariate (and level) and expert, as `to_frame` returns it.
+    alpha : float
+        One minus the level of the limits.
+    shown_names : Names
+        Of the experts and of terms, as `named` and `labelled` gave them.
+    """
+
+    effects: pd.DataFrame
+    alpha: float
+    shown_names: Names = NO_NAMES
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per covariate (and level) and expert.
+
+        Returns
+        -------
+        DataFrame
+            Columns: covariate, contrast (``"dy/dx"``, or a level minus the first), expert, for varying coefficients the
+            index, estimate, std_error, statistic, p_value, conf_low, conf_high.
+        """
+        return self.effects.copy()
+
+    def tables(self) -> tuple[Table, ...]:
+        """One table, with a row per covariate, level, expert and, if coefficients vary, index value."""
+        effects, alpha = self.effects, self.alpha
+        slopes = effects["contrast"] == "dy/dx"
+        named = effects["covariate"].where(slopes, effects["covariate"] + ": " + effects["contrast"])
+        for index in effects.columns[3 : list(effects.columns).index("estimate")]:
+            named += f", {index} = " + effects[index].map("{:.4g}".format)
+        shown = effects[["estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high"]]
+        number = number_format(effects["std_error"])
+        return (
+            Table(
+                key="gate_effects",
+                title="Average marginal effects on the probabilities of the experts",
+                columns=("Estimate", "Std. Err.", "z", "P>|z|", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
+                index=tuple(f"{name}: expert {k}" for name, k in zip(named, effects["expert"], strict=True)),
+                cells=tuple(tuple(float(value) for value in row) for row in shown.to_numpy(dtype=float)),
+                formats=(number, number, ".3f", "p", number, number),
+                notes=("Mean over the units of the slope, or of the difference between two levels; delta method.",),
+            ),
+        )
+
+
 Effect = Callable[[Array], Array]
 _FLAT = 1e-3  # change of an effect along a direction to infinity, where log odds change by about one
 _STEP = 1e-5  # of the range of a covariate, for the slope of its columns
@@ -149,7 +201,7 @@ class Change:
 
 def gate_effects(
     design: Design, points: Sequence[GatePoint], cov: Array, alpha: float, covariates: Any = None, dummy: bool = False
-) -> pd.DataFrame:
+) -> GateEffects:
     """Average marginal effects of the gate covariates on the probability of each expert.
 
     Parameters
@@ -166,9 +218,8 @@ def gate_effects(
 
     Returns
     -------
-    DataFrame
-        Columns: covariate, contrast, expert, the index if coefficients vary, estimate, std_error, statistic, p_value,
-        conf_low, conf_high; NaN for the slope of a covariate with an infinite coefficient.
+    GateEffects
+        NaN for the slope of a covariate with an infinite coefficient.
     """
     changes = [change for name in _chosen(design, covariates) for change in gate_changes(design, name, dummy)]
     index = design.names.index
@@ -200,7 +251,7 @@ def gate_effects(
         frame["statistic"] = frame["estimate"] / frame["std_error"]
     frame["p_value"] = two_sided(frame["statistic"].to_numpy())
     half = norm.isf(alpha / 2) * frame["std_error"]
-    return frame.assign(conf_low=frame["estimate"] - half, conf_high=frame["estimate"] + half)
+    return GateEffects(frame.assign(conf_low=frame["estimate"] - half, conf_high=frame["estimate"] + half), alpha)
 
 
 def gate_changes(design: Design, name: str, dummy: bool = False) -> list[Change]:

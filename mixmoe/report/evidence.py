@@ -11,7 +11,7 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.check.adequacy import Adequacy, ClassificationTable
-from mixmoe.check.influence import Influence
+from mixmoe.check.influence import GateEffects, Influence
 from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Model
@@ -74,7 +74,7 @@ class FittedMixture(Fitted, Protocol):
 
     def adequacy(self) -> Adequacy: ...  # noqa: D102
     def classification_table(self) -> ClassificationTable: ...  # noqa: D102
-    def gate_effects(self, covariates: Any = None, alpha: float = 0.05) -> Any: ...  # noqa: D102
+    def gate_effects(self, covariates: Any = None, alpha: float = 0.05) -> GateEffects: ...  # noqa: D102
 
 
 class Candidate(Protocol):

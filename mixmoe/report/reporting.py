@@ -24,7 +24,6 @@ from mixmoe.report.described import (
     attrition_table,
     columns_table,
     distinct_ends,
-    effects_table,
     elsewhere,
     end_points_table,
     flow_table,
@@ -258,8 +257,7 @@ def _estimates(e: Evidence) -> tuple[Part, ...]:
     if e.is_mixture:
         # Unlike log odds, average marginal effects do not depend on which expert is the first.
         with suppress(ArgumentError):  # no covariates, or a single expert
-            effects = effects_table(e.mixture.gate_effects(alpha=e.alpha), e.alpha)
-            parts.append(e.results.shown_names.table(effects))
+            parts += e.mixture.gate_effects(alpha=e.alpha).summary().tables
     return tuple(parts)
 
 

@@ -26,7 +26,6 @@ from mixmoe.report.checklists import grolts, metric_of_time, smart_lca
 from mixmoe.report.described import (
     attrition_table,
     distinct_ends,
-    effects_table,
     elsewhere,
     end_points_table,
     profile_table,
@@ -387,11 +386,11 @@ def test_where_the_other_starts_ended_is_said(plain):
 
 def test_effects_of_the_gate_have_a_table(plain, tmp_path):
     effects = plain.gate_effects()
-    table = effects_table(effects, 0.05)
+    (table,) = effects.tables()
     assert table.index == ("z1: expert 1", "z1: expert 2")
-    np.testing.assert_allclose([row[0] for row in table.cells], effects["estimate"])
+    np.testing.assert_allclose([row[0] for row in table.cells], effects.to_frame()["estimate"])
     assert "Average marginal effects" in text_of(written(plain, tmp_path))
-    varying = effects_table(vcmoe().gate_effects(), 0.1)
+    (varying,) = vcmoe().gate_effects(alpha=0.1).tables()
     assert varying.index[1].startswith("x1, u = 0.")
     assert varying.columns[-2:] == ("[0.05", "0.95]")
 
