@@ -272,9 +272,11 @@ def test_code_repeats_the_fit(plain, tmp_path, monkeypatch):
 
 def test_seed_is_kept_in_files(plain, tmp_path):
     plain.save(tmp_path / "fit.mixmoe")
-    assert mm.load(tmp_path / "fit.mixmoe").em.starts.seed == 5
-    unseeded = mm.fit("y ~ time | re: (1 | id)", plain.model.design.frame, experts=1)
-    assert unseeded.em.starts.seed is None
+    loaded = mm.load(tmp_path / "fit.mixmoe").em.starts
+    assert (loaded.seed, loaded.asked) == (5, plain.em.starts.asked)
+    unseeded = mm.fit("y ~ time | re: (1 | id)", plain.model.design.frame, experts=1, starts=3)
+    assert (unseeded.em.starts.seed, unseeded.em.starts.asked) == (None, 3)
+    assert "    starts=3," in code(gather(unseeded, 0.05, None, None, None, True))
     assert "The seed was not kept" in text_of(written(unseeded, tmp_path, figures=False))
 
 

@@ -413,13 +413,9 @@ def test_refusals(case):
         fit.distal("o ~ expert", out.set_axis(out.index.map(str)) if "id" not in out else out.astype({"id": str}))
     with pytest.raises(ArgumentError, match="none of the 3 rows of outcomes belongs to the fit"):
         fit.distal("o ~ expert", out.head(3).assign(id=["a", "b", "c"]))
-    with pytest.raises(
-        ArgumentError, match=r"no column 'id'.* those of 'ID' are; rename it: .*'ID': 'id'"
-    ):
+    with pytest.raises(ArgumentError, match=r"no column 'id'.* those of 'ID' are; rename it: .*'ID': 'id'"):
         fit.distal("o ~ expert", out.rename(columns={"id": "ID"}).sample(frac=1, random_state=0, ignore_index=True))
-    with pytest.raises(
-        ArgumentError, match=r"no column 'id'.* name the subjects as in the fit, e.g. "
-    ):
+    with pytest.raises(ArgumentError, match=r"no column 'id'.* name the subjects as in the fit, e.g. "):
         fit.distal("o ~ expert", out[["o"]].set_axis([f"P{i}" for i in range(len(out))]))
     with pytest.raises(ArgumentError, match="has a column 'expert'"):
         fit.distal("o ~ expert", out.assign(expert=1))

@@ -118,7 +118,7 @@ class NMoEResults(MoEResults):
         Warns
         -----
         MixmoeWarning
-            If no subject of `history` is in `new`.
+            If no subject of `history` is in `new`, or, for ``kind="subject"`` without one, if some are not in the fit.
 
         Notes
         -----
@@ -168,12 +168,12 @@ class NMoEResults(MoEResults):
             places = {place: i for i, place in enumerate(known.position.tolist())}
             where = np.array([places.get(p, -1) if given else -1 for p in design.position.tolist()])
         elif design.names.group is None:
-            return past
+            where = np.full(design.n_units, -1)
         else:
             where = known_places(design.labels, known.labels, grouped)
-            if given and not (where >= 0).any():
-                warn_strangers("the gate")
         found = where >= 0
+        if grouped is not None:
+            warn_strangers("the gate", found, given)
         seen = made.posterior(e, known)
         for name in ("probabilities", "means", "covariances"):
             getattr(past, name)[found] = getattr(seen, name)[where[found]]
