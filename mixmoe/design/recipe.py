@@ -228,12 +228,10 @@ def _wrong_smooth(term: Term, section: str, kind: PartKind, engine: Engine, allo
         return "a function s(...) is not constant along the index; take it out of const(...)"
     if engine != "formulaic":
         return "s(...) needs formula_engine='formulaic'"
-    wrong = [name for name in keywords_of(term) if name not in _OF_SMOOTHS]
+    wrong = [name for name in keywords_of(term) if name not in (*_OF_SMOOTHS, "whole")]  # that of a vary: spelt out
     if wrong:
-        options = ", ".join(f"{name}=" for name in _OF_SMOOTHS)
-        return f"s(...) has no argument {wrong[0]!r}; {meant(wrong[0], _OF_SMOOTHS)} It has {options}".replace(
-            ";  ", "; "
-        )
+        hint = meant(wrong[0], _OF_SMOOTHS) or f"it has {', '.join(_OF_SMOOTHS)}"
+        return f"s(...) has no argument {wrong[0]!r}; {hint}"
     return ""
 
 

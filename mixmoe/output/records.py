@@ -194,6 +194,8 @@ class Curve:
         Legend entries of the two shades.
     log : bool
         Whether the vertical axis is logarithmic, as for positive functions.
+    compared : bool
+        Whether panels are there to be compared, so that they share the vertical axis.
     """
 
     panel: str
@@ -214,6 +216,7 @@ class Curve:
     limits: str = ""
     bands: str = ""
     log: bool = False
+    compared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

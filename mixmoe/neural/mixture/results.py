@@ -322,7 +322,7 @@ class NMoEResults(MoEResults):
                 raise ArgumentError(f"curves({kind!r}) has no option {name!r}; it has x, alpha, draws, rng")
         of = "experts" if kind == "effects" else "probabilities"
         frame = self.bands(of, **{"rng": SEED, **options})
-        response = self.model.design.names.response
+        response, level = self.model.design.names.response, 100 * (1.0 - options.get("alpha", 0.05))
         return tuple(
             Curve(
                 panel=str(column),
@@ -336,6 +336,9 @@ class NMoEResults(MoEResults):
                 expert=int(str(k)),
                 xlabel=str(column),
                 ylabel=f"{response}, averaged" if kind == "effects" else "probability of the expert",
+                limits=f"{level:g} % pointwise",
+                bands=f"{level:g} % simultaneous",
+                compared=True,
             )
             for (column, k), part in frame.groupby(["column", "expert"], sort=False)
         )
@@ -348,6 +351,15 @@ class NMoEResults(MoEResults):
             at = next(i for i, table in enumerate(tables) if table.key in later)
             tables.insert(at, proportions_table(self.proportions(alpha), alpha))
         return (header, self._networks_table(), *tables)
+
+    @property
+    def _notes_of_table(self) -> tuple[str, ...]:
+        """What a table of several fits says below about this one: what its networks leave blank, and the rest."""
+        body, gate = self.model.structure.body, self.model.structure.gate_body
+        blank = [f"{', '.join(one.inputs)} of the {part}" for one, part in ((body, "experts"), (gate, "gate")) if one]
+        about = f"blank cells of {' and of '.join(blank)} are a network, plot() shows it" if blank else ""
+        intercepts = "its intercepts are those at features of zero, not at inputs of zero; " if body else ""
+        return (*([f"{intercepts}{about}."] if about else []), *super()._notes_of_table)
 
     def _networks_table(self) -> Table:
         """What the networks are."""
