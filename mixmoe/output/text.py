@@ -94,9 +94,9 @@ def _with_fewer_decimals(table: Table) -> Table:
     """One decimal less, but two at least, in columns of numbers that keep two digits."""
     formats = list(table.formats)
     for i, spec in enumerate(table.formats):
-        numbers = [abs(row[i]) for row in table.cells if isinstance(row[i], float) and math.isfinite(row[i])]
+        numbers = [abs(cell) for cell in (row[i] for row in table.cells) if isinstance(cell, float)]
         decimals = int(spec[3:] or DECIMALS) - 1 if spec.startswith("num") else 0
-        if decimals > 1 and all(number == 0 or number >= 10.0 ** (1 - decimals) for number in numbers):
+        if decimals > 1 and not any(0 < number < 10.0 ** (1 - decimals) for number in numbers):
             formats[i] = f"num{decimals}"
     return replace(table, formats=tuple(formats))
 
