@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.check.diagnosis import PANELS
+from mixmoe.check.influence import GateEffects
 from mixmoe.design.design import Design
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError, MissingExtraError
@@ -312,7 +313,7 @@ class PartitionedResults(MEMoEResults):
         mine = self.sampled()._side()
         return replace(mine, aux={**mine.aux, "": np.array([self.nobs, self.n_units])})
 
-    def gate_effects(self, covariates: Any = None, *, alpha: float = 0.05, dummy: bool = False) -> pd.DataFrame:
+    def gate_effects(self, covariates: Any = None, *, alpha: float = 0.05, dummy: bool = False) -> GateEffects:
         """Average marginal effects over the subjects of the sample, see `MoEResults.gate_effects`."""
         return self.sampled().gate_effects(covariates, alpha=alpha, dummy=dummy)
 

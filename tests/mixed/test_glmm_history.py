@@ -353,7 +353,7 @@ def test_large_counts_of_strangers_are_placed_exactly():
     for row in (0, 3, 6, 9):
         exactly = distribution_at(fit, None, data.iloc[[row]], data["y"].iloc[row], 20_001)
         np.testing.assert_allclose(norm.cdf(residuals[row]), exactly, atol=2e-3)
-    high = fit.predict({"t": [0.0]}, kind="subject", interval="prediction")["mean_high"].iloc[0]
+    high = fit.predict({"t": [0.0]}, kind="mean", interval="prediction")["mean_high"].iloc[0]
     np.testing.assert_allclose(distribution_at(fit, None, data.iloc[[0]], high, 20_001), 0.975, atol=1e-4)
 
 

@@ -96,6 +96,8 @@ def test_replay_on_other_rows(frame):
         ("s(t, bs='cc', m=1)", "m=1 is for bs='ps'"),
         ("s(t, ends=(0.5, 1))", "two numbers around the index"),
         ("s(t, x)", "k= of s.* got a Series"),
+        ("s(t, K=5)", r"'s\(t, K=5\)': s\(...\) has no argument 'K'; did you mean 'k'"),
+        ("s(t, degree=2)", r"has no argument 'degree'; it has k, m, by, bs, ends"),
         ("s(t):x", r"must be a term of its own; write s\(time, by=x\)"),
         ("I(s(t) * 2)", "must be a term of its own"),
     ],
