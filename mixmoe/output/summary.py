@@ -25,6 +25,7 @@ BLOCK_TITLES = {
     "random": "Random effects (standard deviations and correlations)",
     "residual": "Residual standard deviations",
     "dispersion": "Dispersion",
+    "zeros": "Probability of a certain zero",
     "threshold": "Thresholds",
     "other": "Other parameters",
 }
@@ -130,7 +131,7 @@ def parameter_tables(
     ]
     tables += [
         block_table(block, _block_title(block, layout), layout, layout.where(block), frame, alpha, scarce)
-        for block in ("fixed", "common", "gate", "random", "residual", "dispersion", "threshold", "other")
+        for block in ("fixed", "common", "gate", "random", "residual", "dispersion", "zeros", "threshold", "other")
     ]
     return tuple(table for table in tables if table.index)
 

@@ -379,7 +379,7 @@ def test_more_random_effects_against_draws_from_their_prior(q):
     else:
         shown = fit.predict(new, kind="subject", history=past, interval="confidence").iloc[0]
     e = model.user(fit.em.params)
-    draws = stats.qmc.MultivariateNormalQMC(np.zeros(q), rng=0).random(2**18) @ e.factor[0, 0].T
+    draws = stats.qmc.MultivariateNormalQMC(np.zeros(q), seed=0).random(2**20) @ e.factor[0, 0].T
     mu = np.exp(e.beta[0, 0, 0] + draws @ columns[:4].T)
     weight = stats.poisson.pmf(past["y"].to_numpy(), mu[:, :3]).prod(axis=1)
     weight /= weight.sum()
