@@ -138,7 +138,9 @@ def seeded(fit: EMFit, rng: Any, starts: Any) -> EMFit:
     return replace(fit, starts=replace(fit.starts, seed=seed_of(rng), asked=asked))
 
 
-Block = Literal["fixed", "expert", "common", "gate", "random", "residual", "dispersion", "zeros", "threshold", "smooth", "other"]
+Block = Literal[
+    "fixed", "expert", "common", "gate", "random", "residual", "dispersion", "zeros", "threshold", "smooth", "other"
+]
 
 
 @dataclass(frozen=True, slots=True)
