@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from mixmoe._typing import Array
@@ -86,7 +85,9 @@ class OfPartitions(MoEResults):
     resid = refused("resid()", _BY_PARTITION)
     augment = refused("augment()", _BY_PARTITION)
     simulate = refused("simulate()", _BY_PARTITION)
-    test_experts = refused("test_experts()", "it draws responses of all rows; compare bic, or use vlmr_test() of a MEMoE")
+    test_experts = refused(
+        "test_experts()", "it draws responses of all rows; compare bic, or use vlmr_test() of a MEMoE"
+    )
 
     def to_excel(self, path: Any, alpha: float = 0.05, data: bool = False) -> None:
         """Write a workbook, see `Results.to_excel`; rows do not go into it, so that `data` must be False."""

@@ -24,6 +24,7 @@ from mixmoe.output.predictions import IntervalOf, Kind, Scale
 from mixmoe.output.records import Curve
 from mixmoe.output.saved import SavedFit, write
 from mixmoe.partitioned_results import OfPartitions
+from mixmoe.partitions.gathered import on_disk
 from mixmoe.partitions.predictions import Predictions
 from mixmoe.partitions.scan import as_partitions
 from mixmoe.partitions.ungrouped import Ungrouped, gathered_rows, taken_to_files
@@ -103,7 +104,8 @@ class PartitionedVCMoE(VCMoE):
         return self.found.design
 
     def _sorted(self) -> Sorted:
-        return sorted_rows(self.design, self.family, period=self.formula.period or LINE, taken=taken_to_files)
+        found = sorted_rows(self.design, self.family, period=self.formula.period or LINE, taken=taken_to_files)
+        return replace(found, rows=replace(found.rows, in_files=on_disk))
 
     @property
     def clusters(self) -> NDArray[np.intp] | None:
@@ -123,9 +125,7 @@ class PartitionedVCMoE(VCMoE):
         return PartitionedVCMoEResults(fitted, fit, cov)
 
     @classmethod
-    def from_saved(
-        cls, saved: SavedFit, context: Mapping[str, Any] | None, data: Any = None
-    ) -> VCMoEResults:
+    def from_saved(cls, saved: SavedFit, context: Mapping[str, Any] | None, data: Any = None) -> VCMoEResults:
         """Results of a saved fit from its partitions."""
         settings = {name: value for name, value in saved.settings.items() if name != "partitions"}
         found = super().from_saved(replace(saved, settings=settings, data=data), context)
