@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array, IntArray
 from mixmoe.design.aliases import aliases, independent
 from mixmoe.design.complete_rows import say_dropped
-from mixmoe.design.design import Design, replay
+from mixmoe.design.design import Design, check_index, replay
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.recipe import Recipe, make_recipe
 from mixmoe.errors import DesignError
@@ -89,6 +89,7 @@ def gathered_rows(
     source = replace(source, types=found.types)
     every = replay(recipe, found.sample, response=True)
     columns = _columns(recipe, source, every, found.n, check)
+    check_index(columns["index"], str(every.names.index))
     kept = {name: independent(name, aliases(columns[name]), getattr(every.names, name)) for name in ("expert", "gate")}
     sample = replay(replace(recipe, kept={**recipe.kept, **kept}), found.sample, response=True)
     place = np.arange(found.n)

@@ -203,7 +203,7 @@ def _rowwise_product(coef: Array, design: Array) -> Array:
 def posterior(rows: Rows, family: Family, natural: Natural) -> Posterior:
     """Responsibilities and log-likelihood at given predictors."""
     if len(rows.runs) > 1:
-        weighted, loglik = np.empty_like(natural.eta), np.float64(0.0)
+        weighted, loglik = np.empty_like(natural.eta), np.zeros(())
         for run in rows.runs:
             part = posterior(rows.take(run), family, natural.take(run))
             weighted[:, run], loglik = part.weighted, loglik + part.loglik

@@ -157,8 +157,8 @@ class Rows:
         """The same rows with another response."""
         return replace(self, outcome=Outcome(y, self.outcome.trials, constant))
 
-    def take(self, rows: NDArray[np.intp]) -> "Rows":
-        """Some of the rows; `rows` ascending."""
+    def take(self, rows: slice | NDArray[np.intp]) -> "Rows":
+        """Some of the rows, in memory; `rows` ascending."""
         return Rows(
             self.outcome.take(rows),
             self.design[rows],
