@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import pandas as pd
-
 from mixmoe._typing import Array
 from mixmoe.check.diagnosis import PANELS
+from mixmoe.check.influence import GateEffects
 from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Effects
@@ -75,7 +74,7 @@ class OfPartitions(MoEResults):
         words = self._sample_words
         return (*super()._more_notes, *([f"Figures: {words[0].lower()}{words[1:]}"] if words else []))
 
-    def gate_effects(self, covariates: Any = None, *, alpha: float = 0.05, dummy: bool = False) -> pd.DataFrame:
+    def gate_effects(self, covariates: Any = None, *, alpha: float = 0.05, dummy: bool = False) -> GateEffects:
         """Average marginal effects over the units of the sample, see `MoEResults.gate_effects`."""
         return self.sampled().gate_effects(covariates, alpha=alpha, dummy=dummy)
 

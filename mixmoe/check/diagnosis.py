@@ -170,9 +170,9 @@ class Diagnosis:
         ArgumentError
             If the family has no score per unit.
         """
-        names = self.model.layout.names
         found = require(self, HasScores, "influence", self.model.spec)._first_order()
-        return influence(found, self._unit_index, names, self.bse.to_numpy())
+        cov = self.cov_params().to_numpy()
+        return influence(found, self._unit_index, self.model.layout, self.bse.to_numpy(), cov)
 
     def panels(self, kind: str, **options: Any) -> tuple[Panel, ...]:
         """What a diagnostic figure shows, as records; ``plot(kind, **options)`` draws it.

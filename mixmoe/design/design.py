@@ -376,7 +376,7 @@ def build_design(
         raise DesignError("the data have no rows; pass at least one row per subject")
     rows = collect(frame, recipe, tuple(recipe.sections), required=True)
     check_types(rows, frame, recipe, tuple(recipe.sections))
-    warn_doubtful(rows, recipe)
+    warn_doubtful(rows, frame, recipe)
     table = formula_frame(rows, recipe)
     built = ENGINES[engine].materialize(table, recipe.sections, recipe.context)
     check_row_by_row(built, recipe, table)

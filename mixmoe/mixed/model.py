@@ -405,7 +405,7 @@ class MEMoE(Estimation):
             given = Estimated(self.n_experts, self.vector(start))
         facts = partial(self._facts, (n_starts, given, max_iter, tol))
         with remembered(checkpoint, facts, rng, control) as (generator, limits):
-            fit = seeded(self.maximum(n_starts, generator, given, limits), rng)
+            fit = seeded(self.maximum(n_starts, generator, given, limits), rng, starts)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
         return self.penalised(fit)._reported(fit, kind, cov_options)

@@ -440,13 +440,14 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
 
 
 def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
-    """`found` with ascents from around the best end of each search, where errors or categories have parameters.
+    """`found` with ascents from around the best end of each search, where errors, categories or zeros have parameters.
 
     The closed form takes these to be the same for all experts, and has no maxima in which they differ. Each search
     looks for them by itself, from starts of its own, so that it counts that two reach one.
     """
     s = problem.structure
-    if not (s.extras and (s.has_sigma or s.thresholds is not None)):
+    own_zeros = any(extra.block == "zeros" for extra in s.extras)
+    if not (s.extras and (s.has_sigma or s.thresholds is not None or own_zeros)):
         return found
     for i in np.unique(found.search):
         if found.climb.interrupted:
@@ -465,13 +466,13 @@ def _less_dispersed(problem: Problem, one: OneExpert, found: Ends, control: Cont
     The dispersion of one expert for all holds the distances between groups too. With it a mixture passes for noise: the
     closed form has no maximum of two experts, and that of the likelihood lies behind a saddle.
     """
-    where = [at for extra, at in problem.structure.spans if extra.block == "dispersion"]
-    if not where:
+    towards = np.concatenate([np.full(extra.size, extra.concentrates) for extra in problem.structure.extras] or [[]])
+    if not towards.any():
         return found
     clearer, n = [], 2 * problem.structure.n_experts
     for factor in _LESS_DISPERSED:
         extra = one.params.extra.copy()
-        extra[..., where[0]] += np.log(factor)
+        extra += np.log(factor) * towards
         clearer.append(replace(one, params=replace(one.params, extra=extra)))
     closed = [closed_form_problem(problem, each.params) for each in clearer]
     for i in np.unique(found.search):

@@ -110,7 +110,7 @@ def n_points(problem: Problem) -> int:
 def points(r: int, size: int) -> tuple[Array, Array]:
     """Points (D, r) and logarithms of their weights (D,) for integrals over a standard normal distribution."""
     if r not in NODES:
-        half = norm.ppf(qmc.Sobol(r, scramble=True, rng=np.random.default_rng(0)).random(size // 2))
+        half = norm.ppf(qmc.Sobol(r, scramble=True, seed=np.random.default_rng(0)).random(size // 2))
         drawn = np.concatenate([half, -half])
         # Of mean zero and covariance one, so that the rule is exact for polynomials of degree three.
         drawn = np.linalg.solve(np.linalg.cholesky(drawn.T @ drawn / size), drawn.T).T

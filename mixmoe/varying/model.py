@@ -479,7 +479,7 @@ class VCMoE:
         problem = self.problem(used.experts, used.gate)
         fitted = _run(self, problem, control, generator, start)
         run, model = fitted.run, self.bound(fitted.problem, fitted.run.coef, used)
-        fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng)
+        fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng, starts)
         shape = None if model.estimated_shape is None else shape_flag(model.problem)
         fit = replace(fit, flags=(*fit.flags, *_forced_flags(self, used), *([] if shape is None else [shape])))
         warn_flags(fit.flags, CATEGORIES)

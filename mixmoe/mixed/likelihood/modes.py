@@ -15,7 +15,7 @@ from mixmoe._typing import Array, IntArray
 from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixture.estimate import Block, Parameter
 from mixmoe.numerics.linalg import cholesky, solve_lower, solve_upper
-from mixmoe.responses.distribution import ETA_LIMIT, Curvature, Family, Outcome
+from mixmoe.responses.distribution import ETA_LIMIT, Curvature, Family, FurtherTerms, Outcome
 
 
 class Scale(Protocol):
@@ -142,6 +142,8 @@ class Extra:
         Whether the labels are columns of a design.
     precision : bool
         Whether responses are reproduced exactly as it grows, so that the likelihood of few subjects is unbounded.
+    concentrates : float
+        1 where responses are less dispersed the larger it is, -1 where they are the smaller it is, else 0.
     """
 
     name: str
@@ -154,6 +156,7 @@ class Extra:
     edges: tuple[Edge, ...] = ()
     coefficients: bool = False
     precision: bool = False
+    concentrates: float = 0.0
 
     @property
     def size(self) -> int:
@@ -191,23 +194,6 @@ def n_extra(extras: tuple[Extra, ...]) -> int:
 def extra_starts(extras: tuple[Extra, ...]) -> Array:
     """Unconstrained starting values of one expert, shape (d,)."""
     return np.array([value for extra in extras for value in extra.start], dtype=float)
-
-
-@dataclass(frozen=True, slots=True)
-class FurtherTerms:
-    """Derivatives of the log density in one further parameter, each shape (E, n).
-
-    Attributes
-    ----------
-    value : ndarray
-        First derivative.
-    slope, curve : ndarray
-        Derivatives of the slope and of the second derivative in the linear predictor.
-    """
-
-    value: Array
-    slope: Array
-    curve: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,11 +323,11 @@ class FamilyResponse:
 
     def log_density(self, out: Outcome, eta: Array, extra: Array) -> Array:
         """Log density."""
-        return self.family.log_density(out, eta, self._delta(extra))
+        return self._family(extra).log_density(out, eta, self._delta(extra))
 
     def curvature(self, out: Outcome, eta: Array, extra: Array) -> Curvature:
         """Log density without its constant, slope and weight in one pass."""
-        return self.family.curvature(out, eta, self._delta(extra))
+        return self._family(extra).curvature(out, eta, self._delta(extra))
 
     def terms(self, out: Outcome, eta: Array, extra: Array) -> Terms:
         """All derivatives."""
@@ -352,7 +338,7 @@ class FamilyResponse:
 
     def scoring_weight(self, out: Outcome, eta: Array, extra: Array) -> Array:
         """The Fisher information."""
-        return self.family.scoring(out, eta, self._delta(extra))[1]
+        return self._family(extra).scoring(out, eta, self._delta(extra))[1]
 
     def mean(self, eta: Array, extra: Array, trials: Array) -> Array:
         """Inverse of the link."""
@@ -370,23 +356,27 @@ class FamilyResponse:
 
     def variance(self, eta: Array, extra: Array, trials: Array) -> Array:
         """Variance of the response."""
-        return self.family.variance(self.family.mean(eta, trials), self._delta(extra), trials)
+        return self._family(extra).variance(self.mean(eta, extra, trials), self._delta(extra), trials)
 
     def deviance(self, out: Outcome, mean: Array, extra: Array) -> Array:
         """Twice the log density lost between a perfect fit and this expectation."""
-        return self.family.deviance(out, mean, self._delta(extra))
+        return self._family(extra).deviance(out, mean, self._delta(extra))
 
     def cdf(self, y: Array, eta: Array, extra: Array, trials: Array) -> Array:
         """Distribution function."""
-        return self.family.cdf(y, eta, self._delta(extra), trials)
+        return self._family(extra).cdf(y, eta, self._delta(extra), trials)
 
     def sf(self, y: Array, eta: Array, extra: Array, trials: Array) -> Array:
         """Probability of a larger response."""
-        return self.family.sf(y, eta, self._delta(extra), trials)
+        return self._family(extra).sf(y, eta, self._delta(extra), trials)
 
     def draw(self, rng: np.random.Generator, eta: Array, extra: Array, trials: Array) -> Array:
         """One response for each predictor."""
-        return self.family.draw(rng, eta, self._delta(extra), trials)
+        return self._family(extra).draw(rng, eta, self._delta(extra), trials)
+
+    def _family(self, extra: Array) -> Family:
+        """The family with whatever of it is a further parameter of each expert, beside the dispersion."""
+        return self.family
 
     def _delta(self, extra: Array) -> Array:
         return extra if self.extras else np.zeros((extra.shape[0], 1))
@@ -399,8 +389,8 @@ def dispersion(name: str, own: bool) -> Extra:
     """The dispersion of a family as a further parameter: ``theta`` of counts, or a precision."""
     if name == "theta":
         poisson = (Edge(_NO_CLUMPING, True, "the counts are no more spread than Poisson ones"),)
-        return Extra(name, ("",), Positive(), (0.0,), own, "dispersion", edges=poisson)
-    return Extra(name, ("",), Positive(), (0.0,), own, "dispersion", precision=True)
+        return Extra(name, ("",), Positive(), (0.0,), own, "dispersion", edges=poisson, concentrates=1.0)
+    return Extra(name, ("",), Positive(), (0.0,), own, "dispersion", precision=True, concentrates=1.0)
 
 
 _TOLERANCE = 1e-11  # of a last step; Newton squares the error, so that the mode is exact to rounding
