@@ -18,7 +18,7 @@ from scipy.stats import norm
 import mixmoe as mm
 from mixmoe.errors import ApproximationWarning
 
-FAMILIES = ("binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal")
+FAMILIES = ("binomial", "poisson", "negbinomial", "zinegbinomial", "gamma", "beta", "ordinal")
 BAR = 0.01  # of the value; limits of counts are whole numbers and must agree
 
 
@@ -36,6 +36,10 @@ def simulated(family, q, n_subjects=150, seed=0):
         "binomial": lambda: rng.binomial(trials, share),
         "poisson": lambda: rng.poisson(np.exp(eta + log_time)),
         "negbinomial": lambda: rng.poisson(np.exp(eta + log_time) * rng.gamma(3.0, 1 / 3, len(eta))),
+        "zinegbinomial": lambda: (
+            rng.poisson(np.exp(eta + log_time) * rng.gamma(3.0, 1 / 3, len(eta)))
+            * (rng.random(len(eta)) > 0.15 + 0.3 * high)
+        ),
         "gamma": lambda: rng.gamma(4.0, np.exp(eta) / 4.0),
         "beta": lambda: np.clip(rng.beta(15 * share, 15 * (1 - share)), 1e-4, 1 - 1e-4),
         "ordinal": lambda: 1 + (eta[:, None] + rng.logistic(size=(len(eta), 1)) > [-0.5, 0.5, 2.0]).sum(axis=1),
@@ -44,7 +48,8 @@ def simulated(family, q, n_subjects=150, seed=0):
     return pd.DataFrame(columns)
 
 
-OPTIONS = {"binomial": {"trials": "n"}, "poisson": {"offset": "lt"}, "negbinomial": {"offset": "lt"}}
+COUNTS = ("poisson", "negbinomial", "zinegbinomial")
+OPTIONS = {"binomial": {"trials": "n"}} | {name: {"offset": "lt"} for name in COUNTS}
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +78,33 @@ def fitted():
     return fit
 
 
+@dataclass
+class Inflated:
+    """A distribution of SciPy beside zeros that are certain."""
+
+    zeros: float
+    base: object
+
+    def mean(self):
+        return (1.0 - self.zeros) * self.base.mean()
+
+    def logpmf(self, y):
+        return np.log(self.zeros * (y == 0) + (1.0 - self.zeros) * self.base.pmf(y))
+
+    def cdf(self, y):
+        return self.zeros * (y >= 0) + (1.0 - self.zeros) * self.base.cdf(y)
+
+
 def distribution(fit, k, eta, trials):
-    """The response distribution of an expert as SciPy has it."""
+    """The response distribution of an expert, from those of SciPy."""
     family, params = fit.model.settings["family"], fit.model.user(fit.em.params)
     size = np.exp(params.extra[0, k, 0]) if params.extra.shape[2] else None
-    mu = np.exp(eta) if family in ("poisson", "negbinomial", "gamma") else expit(eta)
+    mu = np.exp(eta) if family in (*COUNTS, "gamma") else expit(eta)
     return {
         "binomial": lambda: stats.binom(trials, mu),
         "poisson": lambda: stats.poisson(mu),
         "negbinomial": lambda: stats.nbinom(size, size / (size + mu)),
+        "zinegbinomial": lambda: Inflated(fit.params[f"zeros{k + 1}"], stats.nbinom(size, size / (size + mu))),
         "gamma": lambda: stats.gamma(size, scale=mu / size),
         "beta": lambda: stats.beta(mu * size, (1 - mu) * size),
     }[family]()
