@@ -113,7 +113,8 @@ def test_gaussian_responses_are_exact():
 
 
 @pytest.mark.parametrize(
-    ("name", "q"), [*product(("binomial", "poisson", "negbinomial"), (1, 2)), ("zinegbinomial", 2), ("gamma", 1), ("beta", 1)]
+    ("name", "q"),
+    [*product(("binomial", "poisson", "negbinomial"), (1, 2)), ("zinegbinomial", 2), ("gamma", 1), ("beta", 1)],
 )
 def test_quadrature_reaches_brute_force(name, q):
     p = problem(name, n_subjects=5, q=q, n_quad=15)
