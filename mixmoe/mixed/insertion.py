@@ -203,7 +203,7 @@ def insertions(fit: Beside, features: Array, rng: np.random.Generator) -> Insert
 
 
 def _raised(fit: Beside, part: ClosedForm, few: NDArray[np.intp], sets: Array, first: NDArray[np.intp]) -> Inserted:
-    """New experts grown from `sets` of the subjects `few`, memberships (C, n), with the gate of who is `first` there."""
+    """New experts grown from `sets` of the subjects `few`, memberships (C, n), with the gate of their `first`."""
     p, source = fit.params, fit.owner[few[first]]
     params = Params(fit.gate[source][:, None], *(part[0][source][:, None] for part in parts_of(p)[1:]))
     new = Inserted(np.zeros(len(sets)), params, few, sets, source)
@@ -230,7 +230,9 @@ def _bred(new: Inserted, rng: np.random.Generator) -> tuple[Array, NDArray[np.in
     sets = np.zeros((_BATCH, new.share.shape[1]), dtype=bool)
     for least, most, who in ((2, 4, np.arange(_BATCH)), (1, 2, np.arange(_BATCH // 2))):
         parents = order[(C * rng.uniform(size=who.size) ** 2).astype(int)]
-        draw = np.where(new.share[parents] > _MEMBER, rng.uniform(size=(who.size, sets.shape[1])), 2 - new.share[parents])
+        draw = np.where(
+            new.share[parents] > _MEMBER, rng.uniform(size=(who.size, sets.shape[1])), 2 - new.share[parents]
+        )
         chosen = draw.argsort(axis=1).argsort(axis=1) < rng.integers(least, most + 1, size=who.size)[:, None]
         sets[who] |= chosen & ((draw < 1) | (least > 1))
     return sets.astype(float), sets.argmax(axis=1)
