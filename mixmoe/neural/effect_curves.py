@@ -176,9 +176,10 @@ def effect_curves(
     first = list(range(min(count, len(fitted.labels)) if group else 0))
     places = first if persons is None else places_of(fitted.labels, persons)
     population, each = population_frame(fitted, along), [person_frame(fitted, along, place) for place in places]
+    limits = "95 % of new observations" if along.interval == "prediction" else ""
     curves = []
     for k in range(len(along.outcomes)):
-        curves.append(along.curve(k, "population", population, expert=1))
+        curves.append(along.curve(k, "population", population, expert=1, limits=limits))
         for j, (place, found) in enumerate(zip(places, each, strict=True)):
             if persons is None:  # of thin lines the first has the entry of the legend
                 label = "" if j else f"{len(places)} of {len(fitted.labels)} persons"

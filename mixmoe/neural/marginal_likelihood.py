@@ -113,7 +113,7 @@ def n_points(problem: Problem) -> int:
 @lru_cache
 def quasi_normal(r: int, size: int) -> Array:
     """Evenly spread points of a standard normal distribution, shape (size, r)."""
-    half = norm.ppf(qmc.Sobol(r, scramble=True, rng=np.random.default_rng(0)).random(size // 2))
+    half = norm.ppf(qmc.Sobol(r, scramble=True, seed=np.random.default_rng(0)).random(size // 2))
     drawn = np.concatenate([half, -half])
     # Of mean zero and covariance one, so that their mean is exact for polynomials of degree three.
     return np.linalg.solve(np.linalg.cholesky(drawn.T @ drawn / size), drawn.T).T

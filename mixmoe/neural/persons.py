@@ -279,10 +279,7 @@ def match_labels(persons: Persons, design: Design, own: bool = True) -> IntArray
         return np.full(design.n_units, -1, dtype=np.intp)
     if not problem.personal.q:
         return places_of(design.labels, persons.labels)
-    found = known_places(design.labels, persons.labels, str(group))
-    if own and persons.fitted is not None and not (found >= 0).any():
-        warn_strangers("the population")
-    return found
+    return known_places(design.labels, persons.labels, str(group))
 
 
 def adapt_persons(persons: Persons, data: Any) -> Persons:
@@ -437,6 +434,8 @@ def predict_frame(persons: Persons, covered: Uncertainty | None, new: Any, wante
         return nothing_predicted(new, [str(name) for name in first], error)
     check_rows_ahead(persons, design)
     known = match_labels(persons, design, own)
+    if own and persons.problem.personal.q:
+        warn_strangers("the population", known >= 0, given=persons.fitted is not None)
     return in_user_order(predicted_columns(persons, covered, design, known, wanted, rng), design, new)
 
 
@@ -547,6 +546,8 @@ def state_frame(persons: Persons, data: Any, *, states: bool) -> Any:
         raise ArgumentError(f"decoding belongs to a CRF; this model's family is {persons.problem.family!r}")
     design = persons.design.for_new(data)
     known = match_labels(persons, design)
+    if persons.fitted is not None and persons.problem.personal.q:
+        warn_strangers("the population", known >= 0, given=True)
     z = np.concatenate([persons.z, np.zeros((1, persons.z.shape[1]))])
     place = np.where(known >= 0, known, len(persons.z))
     every = np.ones(design.n, dtype=bool)

@@ -193,6 +193,11 @@ class NMEResults(NetworkDiagnosis):
             For ``"experts"`` and ``"probabilities"``, which a network has not; for limits of the population's mean if
             the network has too many parameters for a covariance.
 
+        Warns
+        -----
+        MixmoeWarning
+            If no person of `history` is in `new`, or, for ``kind="subject"`` without one, if some are not in the fit.
+
         Notes
         -----
         Confidence limits of the population's mean carry the estimates of the network's parameters, those of persons
