@@ -14,7 +14,7 @@ from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design
 from mixmoe.design.frame import places_of, view
 from mixmoe.errors import ArgumentError, DesignError
-from mixmoe.neural.batches import Scaling, blocks_of
+from mixmoe.neural.batches import Scaling, blocks_of, warn_outside
 from mixmoe.neural.blocks import Tensor, to_array
 from mixmoe.neural.components import is_linear, linear_map, random_names
 from mixmoe.neural.estimators.trained import Problem, Trained, parts_of
@@ -433,6 +433,8 @@ def predict_frame(persons: Persons, covered: Uncertainty | None, new: Any, wante
         first = predict_frame(persons, covered, persons.design.frame.iloc[:1], wanted, rng)
         return nothing_predicted(new, [str(name) for name in first], error)
     check_rows_ahead(persons, design)
+    if persons.problem.network.hidden or persons.problem.network.module is not None:
+        warn_outside(persons.design, design, {"expert": np.ones(design.expert.shape[1], dtype=bool)})
     known = match_labels(persons, design, own)
     if own and persons.problem.personal.q:
         warn_strangers("the population", known >= 0, given=persons.fitted is not None)
