@@ -44,7 +44,7 @@ from mixmoe.neural.person_predictions import (
 )
 from mixmoe.neural.predicted_rows import combined_predictions, predictions
 from mixmoe.neural.refusals import check_counts, check_moves, check_offset
-from mixmoe.neural.response_law import COUNTS, NUMBERS, OF_NORMAL, n_means
+from mixmoe.neural.response_law import COUNTS, NUMBERS, OF_NORMAL, asked_family, n_means
 from mixmoe.neural.transitions import Transitions, build_transitions
 from mixmoe.output.predictions import (
     Interval,
@@ -366,9 +366,8 @@ def refuse_unknown(persons: Persons, wanted: Wanted) -> None:
             "scale of the response; use scale='response'"
         )
     if wanted.scale == "categories" and family in NUMBERS:
-        shown_family = "gaussian" if family in OF_NORMAL else family
         raise ArgumentError(
-            f"scale='categories' is for a response of categories, got family={shown_family!r}; use 'response'"
+            f"scale='categories' is for a response of categories, got family={asked_family(family)!r}; use 'response'"
         )
     if wanted.scale == "response" and family in ("multiclass", "crf"):
         raise ArgumentError(
