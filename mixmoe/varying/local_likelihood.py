@@ -475,7 +475,8 @@ def _as_functions(slots: Slots, coefficients: BoolArray) -> BoolArray:
     return out
 
 
-def whole_block(n: int) -> Block:
-    """All rows once, at their own index values."""
-    edges, rows = np.array([0, n]), (slice(0, n),)
-    return Block(0, 1, edges[:1], edges, rows, rows, np.zeros(n), np.ones(n), np.arange(n), n)
+def whole_block(rows: slice) -> Block:
+    """Rows once, at their own index values."""
+    n = rows.stop - rows.start
+    edges, places = np.array([0, n]), np.arange(rows.start, rows.stop)
+    return Block(0, 1, edges[:1] + rows.start, edges, (slice(0, n),), (rows,), np.zeros(n), np.ones(n), places, n)

@@ -300,7 +300,6 @@ def test_what_needs_all_rows_refuses(scanned, name):
         ("y ~ time | re: (1 | id)", {"formula_engine": "patsy"}, "formula_engine='formulaic'"),
         ("y ~ time | gate: x1 | re: (1 | id)", {}, "'x1' varies within subject"),
         ("y ~ absent | re: (1 | id)", {}, "'absent', which is not a column"),
-        ("y ~ time | vary: x1", {}, "VCMoE takes no partitioned data"),
         ("y ~ time | re: (1 | id)", {"experts": 200}, "more than the 120 subjects"),
         ("y ~ time | re: (1 + time + time:time + I(2*time) | id)", {}, "cannot be told from the others"),
     ],
