@@ -152,8 +152,8 @@ class Parameter:
     name : str
         Full name as used in hypotheses, e.g. ``expert1.time``, ``gate2.z``, ``sd1(time|id)``, ``sigma1``.
     block : str
-        ``"expert"``, ``"common"``, ``"gate"``, ``"random"``, ``"residual"``, ``"dispersion"``, ``"zeros"``, ``"threshold"``,
-        ``"smooth"`` (a coefficient of a penalised function) or ``"other"`` (limits on its own scale).
+        ``"expert"``, ``"common"``, ``"gate"``, ``"random"``, ``"residual"``, ``"dispersion"``, ``"zeros"``,
+        ``"threshold"``, ``"smooth"`` (a coefficient of a penalised function) or ``"other"`` (limits on its own scale).
     term : str
         Name within its block, e.g. ``time`` or ``sd(time)``.
     expert : int or None
