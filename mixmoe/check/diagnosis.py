@@ -63,6 +63,7 @@ class Diagnosis:
     em: EMFit
     bse: pd.Series
     shown_names: Names
+    cov_params: Callable[[], pd.DataFrame]
     fitted: Callable[..., pd.Series]
     predict: Callable[..., pd.DataFrame]
     _layout: ParamLayout

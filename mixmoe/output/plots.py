@@ -276,10 +276,7 @@ def _apart(observed: Observed, curve: Curve) -> Observed:
 
 
 def _series(axes: Any, observed: Observed, experts: set[int | None], places: bool, apart: str) -> None:
-    """Thin lines of some units, coloured by expert; dots for a unit with one row, and above categories.
-
-    What a reader must know of them stands in the corner: how many are shown, and how they were moved `apart`.
-    """
+    """Thin lines of some units, or dots, coloured by expert; words say how many are shown, and how they were moved."""
     only = experts if len(experts) == 1 and None not in experts else None
     shown = _thinned(observed, only)
     all_of_them = len(observed.experts) if only is None else sum(int((observed.experts == k).sum()) for k in only)

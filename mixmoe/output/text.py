@@ -70,11 +70,12 @@ def _laid_out(tables: Sequence[Table]) -> tuple[list[Table], dict[tuple[str, ...
             fitting |= {i: [table] for i, table in zip(places, alike, strict=True)}
             continue
         least = [w + GAP for w in least_widths(alike, _columns, *_ROOMY)]
-        cut = [list(side_by_side(table, least, WIDTH + GAP)) for table in alike]
-        for part in zip(*cut, strict=True):
-            _, found = _one_layout(part)
-            layouts[part[0].columns] = found or _Layout(_shrunk(part, [1] * (len(part[0].columns) + 1), GAP), GAP)
-        fitting |= dict(zip(places, cut, strict=True))
+        cut = [side_by_side(table, least, WIDTH + GAP) for table in alike]
+        parts = [_one_layout(part) for part in zip(*cut, strict=True)]
+        for those, found in parts:
+            last_resort = [1] * (len(those[0].columns) + 1)
+            layouts[those[0].columns] = found or _Layout(_shrunk(those, last_resort, GAP), GAP)
+        fitting |= {i: [those[j] for those, _ in parts] for j, i in enumerate(places)}
     return [part for i in range(len(tables)) for part in fitting[i]], layouts
 
 
@@ -174,12 +175,6 @@ def side_by_side(table: Table, widths: Sequence[float], room: float) -> Iterator
         In the unit of the widths.
     """
     cuts = _cuts(table.columns, widths, room)
-    ends = range(len(table.columns) + 1)
-    # As many tables, but none much narrower than another: a last one with a single column is hard to read.
-    for tighter in sorted({widths[0] + sum(widths[1 + i : 1 + j]) for i in ends for j in ends[i:]}):
-        if tighter < room and len(tried := _cuts(table.columns, widths, tighter)) == len(cuts):
-            cuts = tried
-            break
     for first, last in zip(cuts, [*cuts[1:], len(table.columns)], strict=True):
         yield replace(
             table,
@@ -192,15 +187,25 @@ def side_by_side(table: Table, widths: Sequence[float], room: float) -> Iterator
 
 
 def _cuts(heads: Sequence[str], widths: Sequence[float], room: float) -> list[int]:
-    """The first column of each of the tables that a table is cut into, as many columns in each as fit into the room."""
-    cuts, used = [0], widths[0]
-    for i, end in _together(heads):
-        width = sum(widths[1:][i:end])
-        if used + width > room and i > cuts[-1]:
-            cuts.append(i)
-            used = widths[0]
-        used += width
-    return cuts
+    """The first column of each of the tables that a table is cut into.
+
+    As few as fit into the room, and of these the most even ones, by their squared widths: a last table with a single
+    column is hard to read.
+    """
+    runs, columns = list(_together(heads)), widths[1:]
+    # The best tables of the columns before each run, with one table more in each round.
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+    while len(runs) not in best:
+        longer: dict[int, tuple[float, list[int]]] = {}
+        for i, (squares, cuts) in best.items():
+            for j in range(i + 1, len(runs) + 1):
+                width = widths[0] + sum(columns[runs[i][0] : runs[j - 1][1]])
+                if width > room and j > i + 1:
+                    break
+                found = (squares + width**2, [*cuts, runs[i][0]])
+                longer[j] = min(longer.get(j, found), found)
+        best = longer
+    return best[len(runs)][1]
 
 
 def _together(heads: Sequence[str]) -> Iterator[tuple[int, int]]:

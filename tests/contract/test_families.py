@@ -32,7 +32,7 @@ GAUSSIAN = "y ~ time | re: (1 | id)"
 CASES = {  # name -> family, formula, options of mm.fit
     "MEMoE": ("MEMoE", "y ~ time | gate: z1 | re: (1 | id)", {"experts": 2, "starts": 2}),
     "MEMoE, one expert": ("MEMoE", "y ~ time | re: (1 | id)", {"experts": 1}),
-    "MEMoE, counts": ("MEMoE", "n ~ time | re: (1 | id)", {"experts": 2, "family": "poisson", "starts": 2}),
+    "MEMoE, counts": ("MEMoE", "n ~ time | re: (1 | id)", {"experts": 2, "family": "zip", "starts": 2}),
     "VCMoE": ("VCMoE", "y ~ x1 | gate: z1 | vary: u", {"experts": 2, "bandwidth": 0.6, "n_grid": 8, "starts": 2}),
     "VCMoE, one expert": ("VCMoE", "y ~ x1 | vary: u", {"experts": 1, "bandwidth": 0.6, "n_grid": 8}),
     "NME, linear": ("NME", "y ~ time | re: (last | id)", {"hidden": ()}),

@@ -92,7 +92,7 @@ crossed().to_csv(HERE / "sim_crossed.csv", index=False)
 
 
 def zeros(n_subjects=120, rng=20266):
-    """Counts with certain zeros, clumped or not, around one linear predictor with intercept and slope of the subject."""
+    """Counts with certain zeros, clumped or not; intercept and slope of the subject."""
     rng = np.random.default_rng(rng)
     counts = rng.integers(3, 9, n_subjects)
     subject = np.repeat(np.arange(n_subjects), counts)

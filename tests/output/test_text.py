@@ -191,6 +191,17 @@ def test_numbers_that_do_not_fit_beside_one_another_stand_below():
     assert [line.count("1.0000") for line in lines if line.startswith("x ")] == [8, 8]  # cut in the middle
 
 
+@pytest.mark.parametrize(("n", "each"), [(9, [3, 3, 3]), (13, [4, 3, 3, 3]), (5, [5]), (11, [4, 4, 3])])
+def test_tables_are_cut_evenly(n, each):
+    wide = Table("a", "T", tuple(map(str, range(n))), ("x" * 20,), ((-1234.5678,) * n,), ("num",) * n)
+    narrow = Table("b", "S", wide.columns, ("y",), ((0.5,) * n,), ("num",) * n)
+    shown = text([wide, narrow]).splitlines()
+    rows = [line.split()[1:] for line in shown if line.startswith("x" * 12)]
+    assert sorted(map(len, rows), reverse=True) == each
+    assert [len(line.split()[1:]) for line in shown if line.startswith("y ")] == list(map(len, rows))
+    assert not any(cell.startswith("[") for row in rows for cell in row)
+
+
 def _records(name):
     """Tables as the records of a fit have them, too wide for a line as they are."""
     limits = ("[0.025", "0.975]")

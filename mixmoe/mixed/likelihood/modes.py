@@ -399,6 +399,7 @@ _MAX_PASSES = 100
 _FEW_MOVING = 0.4  # share of subjects and experts on their way, up to which their rows are worth being gathered
 _MAX_STEP = 4.0  # in standard deviations of a random effect
 _MAX_KEPT = 12
+LEAST_CURVATURE = 0.25  # of a log density in units of the prior: of one twice as wide as that
 
 
 @dataclass(frozen=True, slots=True)
@@ -585,7 +586,9 @@ def evaluate_at(rows: Rows, response: Response, at: Predictor, u: Array) -> Mode
     value = rows.sums(rows.weighted(c.value + rows.outcome.constant)) - 0.5 * (u * u).sum(axis=1)
     slope, weight = rows.weighted(c.slope), rows.weighted(c.weight)
     gram = rows.random_gram(weight)
-    return Modes(u, eta, slope, weight, gram, _factor(gram, at.T), value)
+    # With weights that are not negative no curvature is below that of the prior.
+    L = _factor(gram, at.T) if (weight >= 0.0).all() else cholesky(bounded(curvature(gram, at.T)))
+    return Modes(u, eta, slope, weight, gram, L, value)
 
 
 def log_joint(rows: Rows, response: Response, at: Predictor, u: Array) -> Array:
@@ -599,7 +602,52 @@ def _factor(gram: Array, T: Array) -> Array:
     """Cholesky factors of I + T'gram T; NaN where that is not positive definite."""
     # No exception for one indefinite subject among thousands: the caller finds the NaN and treats that one.
     with np.errstate(invalid="ignore", divide="ignore"):
-        return cholesky(between(T, gram) + np.eye(T.shape[1])[:, :, None])
+        return cholesky(curvature(gram, T))
+
+
+def curvature(gram: Array, T: Array) -> Array:
+    """I + T'gram T, shape (E, q, q, N)."""
+    return between(T, gram) + np.eye(T.shape[1])[:, :, None]
+
+
+def bounded(H: Array) -> Array:
+    """Curvatures, shape (E, q, q, N), with eigenvalues of at least `LEAST_CURVATURE`.
+
+    Notes
+    -----
+    Where responses are not log-concave, a subject may have a log density with a flat top: one with zeros only, which
+    are certain ones at large random effects and counts at small ones. The curvature at the mode is then no measure of
+    the width of the density. Laplace's method has a pole where it is zero, to which ascents would climb, and nodes of
+    quadrature lie too far away to meet anything.
+    """
+    where = too_flat(H)
+    if not where.any():
+        return H
+    out, found = H.copy(), spectra(H, where)
+    np.moveaxis(out, -1, 1)[where] = found.vectors @ (
+        np.maximum(found.values, LEAST_CURVATURE)[:, :, None] * np.swapaxes(found.vectors, 1, 2)
+    )
+    return out
+
+
+def too_flat(H: Array) -> NDArray[np.bool_]:
+    """Which curvatures have eigenvalues below `LEAST_CURVATURE`, shape (E, N)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        L = cholesky(H - LEAST_CURVATURE * np.eye(H.shape[1])[:, :, None])
+    return np.asarray(np.isfinite(H).all(axis=(1, 2)) & ~np.isfinite(L).all(axis=(1, 2)))
+
+
+@dataclass(frozen=True, slots=True)
+class Spectra:
+    """Eigenvalues, shape (M, q), and eigenvectors, shape (M, q, q), of M curvatures."""
+
+    values: Array
+    vectors: Array
+
+
+def spectra(H: Array, where: NDArray[np.bool_]) -> Spectra:
+    """Those of some subjects and experts, shape (E, N)."""
+    return Spectra(*np.linalg.eigh(np.moveaxis(H, -1, 1)[where]))
 
 
 def between(T: Array, gram: Array) -> Array:
