@@ -464,7 +464,7 @@ def _means(design: Array, weights: Array, const: BoolArray) -> tuple[Array, int]
     fixed = const[:, [intercept]] & ~const
     # Columns that are zero outside a group of rows, indicators and others: their origin is the reference group. A
     # coefficient that runs off in one group would take a centred intercept along.
-    groups = [column != 0.0 for column in design.T if set(np.unique(column)) == {0.0, 1.0}]
+    groups = [column != 0.0 for column in design.T if ((column == 0.0) | (column == 1.0)).all() and np.ptp(column)]
     inside = [any(not column[~group].any() for group in groups) for column in design.T]
     means[fixed.any(axis=0) | np.array(inside)] = 0.0
     means[still] = 0.0
