@@ -17,6 +17,7 @@ from scipy.stats import norm
 
 import mixmoe as mm
 from mixmoe.errors import ApproximationWarning
+from tests.fits import carried
 
 FAMILIES = ("binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal")
 BAR = 0.01  # of the value; limits of counts are whole numbers and must agree
@@ -59,15 +60,9 @@ def fitted():
             data = simulated(family, q)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                model = mm.MEMoE(
-                    f"y ~ t{gate} | re: ({re} | id)",
-                    data,
-                    experts,
-                    family=family,
-                    n_quad=n_quad,
-                    **OPTIONS.get(family, {}),
-                )
-                kept[key] = model.fit(starts=1, max_iter=15, rng=0, cov_type="nonrobust")
+                options = {"family": family, "n_quad": n_quad, "max_iter": 15, "cov_type": "nonrobust"}
+                formula = f"y ~ t{gate} | re: ({re} | id)"
+                kept[key] = carried(formula, data, experts, **options, **OPTIONS.get(family, {}))
         return kept[key]
 
     return fit
