@@ -18,7 +18,8 @@ from mixmoe.design.design import Design
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError, MissingExtraError
 from mixmoe.families import Effects
-from mixmoe.mixed.results import GLMMResults, MEMoEResults
+from mixmoe.mixed.glmm_results import GLMMResults
+from mixmoe.mixed.results import MEMoEResults
 from mixmoe.output.predictions import IntervalOf, Kind, Scale
 from mixmoe.output.records import Curve, Marks, Observed, Panel
 from mixmoe.output.saved import SavedFit, SavedRows, write
