@@ -163,7 +163,7 @@ class MEMoEResults(MoEResults):
         ApproximationWarning
             If there are more than three random effects and responses are not Gaussian.
         MixmoeWarning
-            If no subject of `history` is in `new`.
+            If no subject of `history` is in `new`, or, for ``kind="subject"`` without one, if some are not in the fit.
 
         Notes
         -----
