@@ -249,9 +249,10 @@ class GLMMResults(MEMoEResults):
 
     def _link(self) -> LinkEstimate:
         model, cov = self.model, self.cov.of_bounded.copy()
-        held = (*model.layout.where("random"), *model.layout.where("threshold"))
+        held = [i for block in ("random", "threshold", "zeros") for i in model.layout.where(block)]
         known = [i for i in held if np.isnan(cov[i, i])]
-        cov[known] = cov[:, known] = 0.0  # variances on their boundary and infinite thresholds are taken as known
+        # Variances and shares of zeros on their boundary and infinite thresholds are taken as known.
+        cov[known] = cov[:, known] = 0.0
         vector = self._vector()
         response = cast(Response, model.response.response)
         moments, shift = self.cov.moments, self.cov.shift
