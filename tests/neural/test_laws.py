@@ -163,6 +163,13 @@ def test_linear_network_is_the_generalised_mixed_model(data, fits, case):
     np.testing.assert_allclose(fit.params, theirs[0][fit.params.index], rtol=2e-4, atol=1e-4)
     np.testing.assert_allclose(fit.bse, theirs[1][fit.bse.index], rtol=2e-3)
     np.testing.assert_allclose(fit.fitted("mean"), peer.predict(kind="mean")["mean"], rtol=2e-3)
+    if case == "poisson":  # given a person's earlier rows, by other approximations of her posterior, and given none
+        history, alone = (
+            [found.resid("quantile", given=given, rng=0) for found in (fit, peer)]
+            for given in ("history", "covariates")
+        )
+        assert np.corrcoef(*history)[0, 1] > 0.99
+        np.testing.assert_allclose(*alone, atol=0.05)
 
 
 def test_weights_multiply_log_densities(data):
