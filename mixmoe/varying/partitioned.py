@@ -20,8 +20,7 @@ from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag
-from mixmoe.output.predictions import IntervalOf, Kind, Scale
-from mixmoe.output.records import Curve
+from mixmoe.output.predictions import IntervalOf, Kind, Scale, Wanted, checked_wanted
 from mixmoe.output.saved import SavedFit, write
 from mixmoe.partitioned_results import OfPartitions
 from mixmoe.partitions.gathered import on_disk
@@ -34,10 +33,13 @@ from mixmoe.varying.bandwidth import Bandwidths
 from mixmoe.varying.em_steps import Natural, own_natural
 from mixmoe.varying.fitted import FittedVCMoE
 from mixmoe.varying.model import VCMoE
+from mixmoe.varying.prediction import predicted
 from mixmoe.varying.problem import Problem, build_problem
 from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.setup import Sorted, sorted_rows
 from mixmoe.varying.windows import LINE
+
+FEW = 8  # rows that a model needs to be one
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,17 @@ class PartitionedFit(FittedVCMoE):
     @cached_property
     def of_sample(self) -> FittedVCMoE:
         """The same functions, with the rows of the sample for data."""
-        design, own, period = self.found.sample, self.problem, self.problem.rows.period
+        return self._with_rows(self.found.sample)
+
+    @cached_property
+    def of_few(self) -> FittedVCMoE:
+        """The same functions with a few rows, as they go to other processes that predict new rows."""
+        sample = self.found.sample
+        return self._with_rows(sample.for_new(sample.frame.iloc[:FEW], response=True))
+
+    def _with_rows(self, design: Design) -> FittedVCMoE:
+        """The same functions with other rows for data."""
+        own, period = self.problem, self.problem.rows.period
         data = sorted_rows(design, own.family, period=period)
         data = replace(data, rows=replace(data.rows, share=own.rows.share, penalty=own.rows.penalty))
         widths = own.windows.bandwidth, own.gate_windows.bandwidth
@@ -144,9 +156,11 @@ def _check_rows(design: Design, family: Family) -> None:
     sorted_rows(design, family)
 
 
-def _predicted(results: VCMoEResults, rows: pd.DataFrame, subject: bool, **options: Any) -> pd.DataFrame:
-    """Predictions of some rows, of the mean of a row given its response if `subject`."""
-    return results.predict(rows, **{**options, "history": rows} if subject else options)
+def _predicted(
+    rows: pd.DataFrame, model: FittedVCMoE, history: Any, wanted: Wanted, extrapolate: bool, own: bool
+) -> pd.DataFrame:
+    """Predictions of some rows, given their own responses if `own`."""
+    return predicted(model, rows, rows if own else history, wanted, extrapolate)
 
 
 class PartitionedVCMoEResults(OfPartitions, VCMoEResults):
@@ -210,20 +224,16 @@ class PartitionedVCMoEResults(OfPartitions, VCMoEResults):
             See `mixmoe.partitions.predictions.Predictions`; of a Dask frame a Dask frame, not yet computed.
         """
         data = self.model.found.source.data if new is None else as_partitions(new)
-        options: dict[str, Any] = {"kind": kind, "interval": interval, "alpha": alpha, "scale": scale}
-        options |= {"history": history, "extrapolate": extrapolate}
-        known = self.sampled()
+        model, wanted = self.model.of_few, checked_wanted(kind, interval, alpha, scale)
         if data is None:
-            return known.predict(new, **options)
+            return predicted(model, new, history, wanted, extrapolate)
         recipe = self.model.design.recipe
         used = [used.name for names in recipe.names.values() for used in names if not used.called]
         columns = tuple(c for c in dict.fromkeys([*used, *recipe.aux.values()]) if c in data.columns)
-        subject = new is None and kind == "subject" and history is None
-        return Predictions(data, columns, (), partial(_predicted, known, subject=subject, **options)).delivered()
-
-    def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
-        """Curves of a figure, see `VCMoEResults.curves`; covariates at typical values of the sample."""
-        return VCMoEResults.curves(self, kind, **options)
+        own = new is None and kind == "subject" and history is None
+        make = partial(_predicted, model=model, history=history, wanted=wanted, extrapolate=extrapolate, own=own)
+        found: pd.DataFrame | Predictions = Predictions(data, columns, (), make).delivered()
+        return found
 
     def _side(self) -> FitSide:
         """What the likelihood-ratio test needs: columns and data are compared on the sample."""

@@ -304,6 +304,27 @@ def build_problem(
     )
 
 
+def with_rows(problem: Problem, some: NDArray[np.intp]) -> Problem:
+    """The problem with some of its rows, in memory; windows, scales and limits are those of all."""
+    rows, own, gates = problem.rows.take(some), problem.windows, problem.gate_windows
+
+    def of(windows: Windows) -> Windows:
+        at = (windows.grid, windows.bandwidth, windows.period, windows.widths, windows.share)
+        return build_windows(rows.index, *at)
+
+    windows, levels = of(own), levels_of(rows, own.grid, own.bandwidth)
+    made = {**_from_designs(rows, problem.slots, 1.0), "scale": problem.scale}
+    return replace(
+        problem,
+        rows=rows,
+        windows=windows,
+        gate_windows=windows if gates is own else of(gates),
+        levels=levels,
+        gate_levels=levels if gates is own else levels_of(rows, own.grid, gates.bandwidth),
+        **made,
+    )
+
+
 def levels_of(rows: Rows, grid: Array, bandwidth: float) -> sparse.csr_array:
     """Interpolation of levels and slopes from the grid to the rows, see `hermite_matrix`."""
     if rows.in_files is None:
@@ -464,7 +485,7 @@ def _means(design: Array, weights: Array, const: BoolArray) -> tuple[Array, int]
     fixed = const[:, [intercept]] & ~const
     # Columns that are zero outside a group of rows, indicators and others: their origin is the reference group. A
     # coefficient that runs off in one group would take a centred intercept along.
-    groups = [column != 0.0 for column in design.T if set(np.unique(column)) == {0.0, 1.0}]
+    groups = [column != 0.0 for column in design.T if ((column == 0.0) | (column == 1.0)).all() and np.ptp(column)]
     inside = [any(not column[~group].any() for group in groups) for column in design.T]
     means[fixed.any(axis=0) | np.array(inside)] = 0.0
     means[still] = 0.0
