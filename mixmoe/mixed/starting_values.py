@@ -37,6 +37,7 @@ _SHELLS = 0.5  # of the cuts are around the centre of an expert
 _STEEP = 8.0  # log-odds per standard deviation of the covariates that a corner is cut off with
 _TAIL = 0.01  # smallest share of an expert that is cut off it
 _LEAST_INFORMATION = 1e-3  # per subject, in working coordinates, that ascents start with
+_LEAST_EXACT = 1e-6  # the same where it is the information itself: along separated levels it is small, and steps long
 _FEW_POINTS = 2  # at which the information itself is worth its cost
 
 
@@ -71,11 +72,13 @@ def first_inverse(problem: Problem, theta: Array) -> Array:
     if problem.has_many_columns and len(theta) > _FEW_POINTS and theta.shape[1] > MANY_PARAMETERS:
         sizes = np.nan_to_num(summed_squares(problem, theta))
         return 1.0 / np.maximum(sizes, _LEAST_INFORMATION * problem.n_subjects)
-    if problem.has_many_columns and len(theta) <= _FEW_POINTS:
+    exact = problem.has_many_columns and len(theta) <= _FEW_POINTS
+    if exact:
         information = np.array([np.nan_to_num(observed_information(problem, point)) for point in theta])
     else:
         information = summed_products(problem, theta)
-    return np.array([floored_inverse(each, _LEAST_INFORMATION * problem.n_subjects) for each in information])
+    least = (_LEAST_EXACT if exact else _LEAST_INFORMATION) * problem.n_subjects
+    return np.array([floored_inverse(each, least) for each in information])
 
 
 def one_expert_problem(problem: Problem[Model]) -> Problem[Model]:

@@ -75,8 +75,8 @@ class LinkEstimate:
     vector : ndarray, shape (P,)
         Reported parameters.
     cov : ndarray, shape (P, P)
-        Of the reported parameters; zero where a variance is on its boundary, or a threshold infinite, and taken as
-        known.
+        Of the reported parameters; zero where a variance or a share of zeros is on its boundary, or a threshold
+        infinite, and taken as known.
     params : Params
         On the user's scale, S = 1.
     moments : Moments or None
@@ -199,11 +199,14 @@ def estimated(
 
 
 def gradient_of(of: Quantity, e: LinkEstimate, at: Covariates) -> Array:
-    """Derivatives of a quantity of shape (n, J) in the reported parameters, shape (P, n, J), by central differences."""
+    """Derivatives of a quantity of shape (n, J) in the reported parameters, shape (P, n, J), by central differences.
+
+    Zero for parameters that are taken as known, from which a step would lead out of their space.
+    """
     slopes = []
     for j, value in enumerate(e.vector):
         step = np.zeros_like(e.vector)
-        step[j] = _STEP * max(1.0, abs(value)) if np.isfinite(value) else 0.0
+        step[j] = _STEP * max(1.0, abs(value)) if np.isfinite(value) and e.cov[j, j] != 0.0 else 0.0
         up, down = of(e.moved(e.vector + step), at), of(e.moved(e.vector - step), at)
         slopes.append((up - down) / (2 * step[j]) if step[j] else np.zeros_like(up))
     return np.array(slopes)
@@ -291,8 +294,13 @@ def predictor_quantile(table: Table, weights: Array, level: float) -> Array:
 def mean_quantile(e: LinkEstimate, table: Table, weights: Array, trials: Array, level: float) -> Array:
     """Quantiles of a subject's expected response, which varies with expert and random effects, shape (n,)."""
     scores = e.response.support
-    if scores is None:  # the expectation at a predictor is the same for all experts
-        return np.asarray(e.response.mean(predictor_quantile(table, weights, level), e.extra, trials))
+    if scores is None:
+        # At its predictor an expert expects what the first one does at one that lies a constant away, which is zero
+        # unless the experts differ in the zeros that they add to counts.
+        first = e.extra[:1]
+        apart = e.response.predictor(e.response.mean(np.zeros((1, len(trials))), first, trials), e.extra, trials)
+        eta = predictor_quantile(replace(table, first=table.first - apart), weights, level)
+        return np.asarray(e.response.mean(eta[None], first, trials)[0])
 
     def below(mean: Array) -> Array:
         return np.asarray((weights * table.below(e.response.predictor(mean, e.extra, trials))).sum(axis=0))

@@ -14,11 +14,12 @@ from mixmoe.check.term_tests import TermTests
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
+from mixmoe.mixed.glmm_results import GLMMResults, covariates_of
 from mixmoe.mixed.prediction.courses import Grid, build_grid, trajectory_axis
 from mixmoe.mixed.prediction.response_scale import gradient_of
 from mixmoe.mixed.prediction.response_scale import population_means as expected_responses
 from mixmoe.mixed.prediction.trajectories import population_gradient, population_means
-from mixmoe.mixed.results import GLMMResults, MEMoEResults, covariates_of
+from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.smooth import function_bands as smooth_bands
 from mixmoe.mixed.smooth.fitting import Smoothing
 from mixmoe.mixed.smooth.function_bands import Around, function_curves, function_tables
@@ -294,7 +295,7 @@ class SmoothResults(MEMoEResults):
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """The tables of the summary, with one of the functions after those of the coefficients."""
         tables = super().tables(alpha)
-        later = ("proportions", "gate", "random", "residual", "dispersion", "threshold", "other")
+        later = ("proportions", "gate", "random", "residual", "dispersion", "zeros", "threshold", "other")
         at = next((i for i, table in enumerate(tables) if table.key in later), len(tables))
         frame = self.bands(alpha=alpha, rng=SEED)
         constant = [Wanted((f,), "constant") for f in self._smoothing.functions]
