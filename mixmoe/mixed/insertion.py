@@ -159,7 +159,7 @@ def with_new(problem: ClosedForm, params: Params, new: Inserted) -> Array:
 def reinserted_starts(problem: ClosedForm, one: OneExpert, theta: Array, n: int, rng: np.random.Generator) -> Array:
     """Up to `n` free vectors in which an expert of the fit `theta`, shape (P,), gave way to one elsewhere.
 
-    One of the two whose absence costs least, if so little that each may be a handful of subjects, or else the first.
+    Each of the two whose absence costs least in turn, if so little that they may be handfuls; else the first of them.
     """
     below, level = fewer_experts(problem), evaluate(problem, theta[None]).loglik[0]
     without = np.array([without_expert(problem, theta, k) for k in range(problem.structure.n_experts)])
