@@ -22,6 +22,7 @@ from mixmoe.mixed.degeneracy import CATEGORIES, uncertainty_flags, with_label_fl
 from mixmoe.mixed.end_points import with_integral_flag
 from mixmoe.mixed.error_structure import ErrorOptions, ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
 from mixmoe.mixed.estimation import Estimation
+from mixmoe.mixed.glmm_results import GLMMResults
 from mixmoe.mixed.likelihood.observed import Problem, evaluate, restriction, subject_logliks
 from mixmoe.mixed.likelihood.serial import ErrorKind
 from mixmoe.mixed.options import (
@@ -45,7 +46,7 @@ from mixmoe.mixed.parameters import (
     Structure,
     free_to_reported_jacobian,
 )
-from mixmoe.mixed.results import GLMMResults, MEMoEResults
+from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
 from mixmoe.mixed.smooth.functions import functions_of, layout_of, uncentred
 from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
@@ -409,7 +410,7 @@ class MEMoE(Estimation):
             given = Estimated(self.n_experts, self.vector(start))
         facts = partial(self._facts, (n_starts, given, max_iter, tol))
         with remembered(checkpoint, facts, rng, control) as (generator, limits):
-            fit = seeded(self.maximum(n_starts, generator, given, limits), rng)
+            fit = seeded(self.maximum(n_starts, generator, given, limits), rng, starts)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
         return self.penalised(fit)._reported(fit, kind, cov_options)

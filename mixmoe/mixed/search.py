@@ -11,6 +11,7 @@ from mixmoe.mixed.ascents import MARGIN, Search, climb_from, finish, permute, ra
 from mixmoe.mixed.end_points import (
     Ends,
     candidates,
+    continued,
     join,
     one_search,
     or_any,
@@ -391,19 +392,8 @@ def _settled(problem: ClosedForm, one: OneExpert, found: Ends, control: Control)
     if found.climb.converged[best] or not np.isfinite(found.rank[best]):
         return found
     end = race(problem, one.sigma, found.climb.theta[[best]], replace(control, max_iter=5 * control.max_iter))
-    c, e = found.climb, end.climb
+    climb = continued(found.climb, np.array([best]), end.climb)
     at = np.arange(found.rank.size) == best
-    traces = tuple(t + e.traces[0][1:] if i == best else t for i, t in enumerate(c.traces))
-    climb = Climb(
-        np.where(at[:, None], e.theta, c.theta),
-        np.where(at, e.loglik, c.loglik),
-        np.where(at[:, None], e.score, c.score),
-        c.n_iter + at * e.n_iter,
-        c.n_evaluations + at * e.n_evaluations,
-        c.converged | at,
-        traces,
-        c.interrupted or e.interrupted,
-    )
     return replace(found, climb=climb, rank=np.where(at, end.rank, found.rank))
 
 

@@ -53,6 +53,8 @@ class Starts:
         on some of the units, or are not known.
     seed : int or None
         Of the random starts; None if it was a generator or none was given.
+    asked : int or None
+        What ``starts=`` was given; splits, merges and what is carried from smaller fits come on top.
     """
 
     n_starts: int
@@ -60,6 +62,7 @@ class Starts:
     n_replicated: int
     ends: Array = field(default_factory=lambda: np.empty(0))
     seed: int | None = None
+    asked: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +132,10 @@ def _rank(fit: EMFit) -> float:
     return -np.inf if any(flag.code == "degenerate" for flag in fit.flags) else fit.loglik + fit.penalty
 
 
-def seeded(fit: EMFit, rng: Any) -> EMFit:
-    """The fit with the seed that it came from, if `rng` is one."""
-    return replace(fit, starts=replace(fit.starts, seed=seed_of(rng)))
+def seeded(fit: EMFit, rng: Any, starts: Any) -> EMFit:
+    """The fit with the seed that it came from, if `rng` is one, and the number of starts that was asked for."""
+    asked = None if starts is None else int(starts)
+    return replace(fit, starts=replace(fit.starts, seed=seed_of(rng), asked=asked))
 
 
 Block = Literal[

@@ -29,7 +29,9 @@ BLOCK_TITLES = {
     "threshold": "Thresholds",
     "other": "Other parameters",
 }
-_SCALES_NOTE = "Limits of standard deviations are computed on the log scale, those of correlations on Fisher's z scale."
+_SCALES_NOTE = (
+    "Limits of standard deviations are computed on the log scale, limits and tests of correlations on Fisher's z scale."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,8 @@ def _scale_notes(key: str, parameters: Sequence[Parameter]) -> list[str]:
     for scale, words in (("log", "the log scale"), ("atanh", "Fisher's z scale"), ("logit", "log odds")):
         terms = dict.fromkeys(p.term for p in parameters if scale_of(p) == scale and p.term != "sigma")
         if terms:
-            notes.append(f"Limits of {', '.join(terms)} are computed on {words}.")
+            what = "Limits and tests" if scale == "atanh" else "Limits"
+            notes.append(f"{what} of {', '.join(terms)} are computed on {words}.")
     return notes
 
 

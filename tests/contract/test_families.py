@@ -13,7 +13,7 @@ from statsmodels.stats.contrast import ContrastResults
 
 import mixmoe as mm
 from mixmoe.check.adequacy import Adequacy, ClassificationTable
-from mixmoe.check.influence import Influence
+from mixmoe.check.influence import GateEffects, Influence
 from mixmoe.check.number_of_experts import ExpertsTest, Stability, VLMRTest
 from mixmoe.check.profile import Profile
 from mixmoe.check.term_tests import TermTests
@@ -109,7 +109,7 @@ CALLS = {
     "f_test": (WaldTest, lambda c, p: {"hypotheses": f"{c.first} = 0"}),
     "fitted": ((SERIES, FRAME), None),
     "functions": (FRAME, None),
-    "gate_effects": (FRAME, None),
+    "gate_effects": (GateEffects, None),
     "glance": (FRAME, None),
     "influence": (Influence, None),
     "initialize": (NONE, lambda c, p: {"model": c.fit.model, "params": c.fit.params}),

@@ -28,6 +28,7 @@ from mixmoe.mixture.gate import (
     penalty_score,
     penalty_value,
 )
+from tests.fits import carried
 
 LEVELS = np.array([0.0, 400.0, 900.0])
 
@@ -42,7 +43,7 @@ def table_data(counts, seed=0):
 
 
 def fitted(data, formula="y ~ 1 | gate: cell", experts=2, **options):
-    return mm.fit(formula, data, experts=experts, residual="common", rng=0, starts=max(8 * experts - 8, 1), **options)
+    return carried(formula, data, experts, residual="common", **options)
 
 
 def cell_log_odds(fit):
@@ -164,7 +165,7 @@ def test_the_meat_of_a_penalty_by_loops():
 @pytest.mark.parametrize("penalty", ["firth", 2.0])
 def test_information_is_the_derivative_of_the_score_that_is_zero_at_the_estimate(penalty):
     sim = mm.simulate.memoe("moderate", n_subjects=80, rng=3)
-    fit = mm.fit(sim.formula, sim.data, experts=2, rng=0, starts=3, gate_penalty=penalty)
+    fit = carried(sim.formula, sim.data, gate_penalty=penalty)
     problem, theta = fit.model.problem, fit.model.working(fit.em.params)
     here = evaluate(problem, theta[None])
     assert np.abs(here.score).max() < 1e-3
@@ -178,9 +179,9 @@ def test_information_is_the_derivative_of_the_score_that_is_zero_at_the_estimate
 
 def test_estimates_of_ordinary_data_hardly_move():
     sim = mm.simulate.memoe("separated", n_subjects=300, rng=4)
-    plain = mm.fit(sim.formula, sim.data, experts=2, rng=0, starts=3)
+    plain = carried(sim.formula, sim.data)
     for penalty in ("firth", 1):
-        fit = mm.fit(sim.formula, sim.data, experts=2, rng=0, starts=3, gate_penalty=penalty)
+        fit = carried(sim.formula, sim.data, gate_penalty=penalty)
         assert (np.abs(fit.params - plain.params) < 0.15 * plain.bse).all()
         assert plain.llf - 0.1 < fit.llf <= plain.llf + 1e-6
 
@@ -265,7 +266,7 @@ def test_separation_names_covariate_and_cell_and_leaves_the_rest_alone(tmp_path)
     shares = fit.proportions()
     np.testing.assert_allclose(shares.loc["expert2", "estimate"], p @ total / total.sum(), atol=1e-6)
     np.testing.assert_allclose(shares["std_error"], error, rtol=1e-3)
-    effects = fit.gate_effects().set_index(["contrast", "expert"])
+    effects = fit.gate_effects().to_frame().set_index(["contrast", "expert"])
     for contrast, i in (("b - a", 1), ("c - a", 2)):
         right = np.sqrt(variance[[0, i]].sum())
         np.testing.assert_allclose(effects.loc[(contrast, 2), "estimate"], p[i] - p[0], atol=1e-6)
@@ -276,7 +277,9 @@ def test_separation_names_covariate_and_cell_and_leaves_the_rest_alone(tmp_path)
     fit.save(tmp_path / "fit.mixmoe")
     for other in (mm.load(tmp_path / "fit.mixmoe"), fit.relabel([2, 1])):
         np.testing.assert_allclose(sorted(other.proportions()["std_error"]), sorted(shares["std_error"]))
-        np.testing.assert_allclose(other.gate_effects()["std_error"], fit.gate_effects()["std_error"])
+        np.testing.assert_allclose(
+            other.gate_effects().to_frame()["std_error"], fit.gate_effects().to_frame()["std_error"]
+        )
 
 
 def test_separation_along_a_number_and_of_a_combination():
@@ -322,8 +325,8 @@ def test_cells_that_only_several_columns_tell_apart_are_not_named_by_one():
 def test_a_slope_that_grows_with_an_infinite_coefficient_has_no_value():
     data = table_data(np.array([[40, 10], [30, 0]])).assign(b=lambda d: (d["cell"] == "b") * 1.0)
     fit, _ = separated(data, formula="y ~ 1 | gate: b")
-    assert fit.gate_effects()[["estimate", "std_error"]].isna().all(axis=None)
-    difference = fit.gate_effects(dummy=True)
+    assert fit.gate_effects().to_frame()[["estimate", "std_error"]].isna().all(axis=None)
+    difference = fit.gate_effects(dummy=True).to_frame()
     np.testing.assert_allclose(difference["estimate"].abs(), 0.2, atol=1e-6)
     np.testing.assert_allclose(difference["std_error"], np.sqrt(0.2 * 0.8 / 50) * leave_one_out(50), rtol=1e-3)
 
@@ -375,7 +378,7 @@ def test_resamples_say_nothing_of_infinite_coefficients_and_something_of_the_res
     assert np.isnan(again.bse["gate2.cell[T.b]"])
     by_bootstrap, right = again.proportions()["std_error"], fit.proportions()["std_error"]
     np.testing.assert_allclose(by_bootstrap, right, rtol=0.25)  # Monte Carlo error 6 %
-    effect, table = again.gate_effects()["std_error"], fit.gate_effects()["std_error"]
+    effect, table = again.gate_effects().to_frame()["std_error"], fit.gate_effects().to_frame()["std_error"]
     np.testing.assert_allclose(effect, table, rtol=0.25)
 
 
