@@ -244,11 +244,6 @@ def test_responses_that_are_none(data, change, message):
         VCMoE("y ~ x | vary: u", spoiled, 1, family="zip")
 
 
-def test_other_families_do_not_have_them(data):
-    with pytest.raises(ArgumentError, match="family must be one of"):
-        mm.fit("y ~ x", data, 1, family="zip")
-
-
 def test_probabilities_at_a_limit_are_said_one_by_one(data, fit):
     rng = np.random.default_rng(5)
     few = data.assign(y=rng.binomial(10, 0.3 + 0.2 * data["u"]))  # fewer zeros than Poisson counts have
