@@ -8,7 +8,7 @@ from scipy.special import expit, gammaln
 from scipy.stats import nbinom, poisson
 
 import mixmoe as mm
-from mixmoe.errors import ArgumentError, BoundaryWarning, DesignError
+from mixmoe.errors import BoundaryWarning, DesignError
 from mixmoe.responses.distribution import Outcome
 from mixmoe.responses.exponential import NegativeBinomial, Poisson
 from mixmoe.responses.zero_inflated import ZeroInflated, expected
