@@ -56,6 +56,7 @@ from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_re
 from mixmoe.mixed.search import off_boundary, order_experts, search, search_carried, search_from
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing, effective, smooth_maximum
 from mixmoe.mixed.smooth.functions import Function, coarse_design, functions_of, geometry_of, layout_of
+from mixmoe.mixed.smooth.marginal import priors_of_limits
 from mixmoe.mixed.starting_values import first_inverse
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, Starts, better, warn_flags
 from mixmoe.mixture.gate import posterior_probabilities
@@ -533,11 +534,13 @@ class Estimation:
         other = copy(self)
         geometry = geometry_of(self.functions, self.problem.free, self.structure, self.coordinates)
         other.smoothing = effective(self, geometry, lambdas, theta)
+        estimated, of_limits = np.isnan(self.given_smoothing).any(), other.smoothing.of_limits
         other.problem = replace(
             self.problem,
             ridge=geometry.root(lambdas),
             effective=other.smoothing.of_experts,
-            ridge_of_limits=geometry.root(other.smoothing.of_limits) if np.isnan(self.given_smoothing).any() else None,
+            ridge_of_limits=geometry.root(of_limits) if estimated else None,
+            priors_of_limits=priors_of_limits(geometry, lambdas, of_limits) if estimated else None,
         )
         return other
 

@@ -1,15 +1,19 @@
 """Coverage of the bands of penalised functions, size and power of the quick test of constancy, as Markdown.
 
     python -m tests.simulation.smooth_coverage --replicates 500 [--n 300] [--errors t] [--amplitude 0.0] [--seconds 900]
+        [--rows results.jsonl]
 
 Two experts, functions sin, half a sine wave, a parabola and `amplitude` times a cosine (zero: constant), a random
-intercept, a gate on one covariate, six rows per subject. Bands are those of ``| vary: t``, uncentred.
+intercept, a gate on one covariate, six rows per subject. Bands are those of ``| vary: t``, uncentred. Replicates are kept
+in the file `--rows`, which a later call with the same design goes on with; the table is of all that it holds.
 """
 
 import argparse
+import json
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -96,13 +100,22 @@ def main():
     parser.add_argument("--errors", default="normal", choices=("normal", "t"))
     parser.add_argument("--amplitude", type=float, default=0.0)
     parser.add_argument("--seconds", type=float, default=np.inf, help="after which no replicate begins")
+    parser.add_argument("--rows", type=Path, help="file of replicates, a line each, that is added to")
     given = parser.parse_args()
-    rows: list[dict] = []
+    old = given.rows.read_text().splitlines() if given.rows and given.rows.exists() else []
+    rows = [row for line in old for row in json.loads(line)]
+    done = {row["seed"] for row in rows}
     begun = time.monotonic()
     for seed in range(given.first, given.first + given.replicates):
         if time.monotonic() - begun > given.seconds:
             break
-        rows += replicate(given.n, given.amplitude, given.errors, seed)
+        if seed in done:
+            continue
+        found = replicate(given.n, given.amplitude, given.errors, seed)
+        rows += found
+        if given.rows:
+            with given.rows.open("a") as file:
+                file.write(json.dumps(found) + "\n")
     print(table(rows))
     return 0
 

@@ -19,6 +19,7 @@ Wood & Fasiolo (2017), Biometrics 73, 1071-1081. Wood (2011), JRSS B 73, 3-36. H
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.optimize import brentq
 
 from mixmoe._typing import Array, BoolArray
 from mixmoe.mixed.ascents import Guarded
@@ -47,7 +48,8 @@ _STEEPEST = 2.0  # tilt, in standard errors of the parameter
 _STIFF_AGAIN = 32.0  # most where the tilt goes to and fro
 _STIFFEST = 1e3  # and where the marginal log-likelihood falls
 _GAIN = 1e-6  # change of the marginal log-likelihood below which a round has gained nothing
-_RAISED = 2.0  # deviation added to the prior where limits are from, in standard errors of the best-known coefficient
+_FURTHER = 2.5  # degrees of freedom that a function has where limits are from, besides those that are not penalised
+_HALVINGS = 20  # of what the prior variances are raised by there
 _IDLE = 5  # such rounds in a row after which only directions without information can be left
 
 
@@ -363,9 +365,9 @@ def undersmoothed(geometry: Geometry, H: Array, lambdas: Array, estimated: BoolA
     Returns
     -------
     ndarray, shape (J,)
-        ``1 / (1 / lambda + 4 / d)`` where lambda is estimated, with d the largest eigenvalue of the information on the
-        penalised coefficients of the function, all other parameters integrated out: the prior variance is raised by the
-        square of two standard errors of the best-known coefficient.
+        ``1 / (1 / lambda + v)`` where lambda is estimated, with v the prior variance at which the function would have
+        two and a half effective degrees of freedom (of a small basis half of them) besides those that are not
+        penalised, all other parameters integrated out.
 
     Notes
     -----
@@ -374,23 +376,54 @@ def undersmoothed(geometry: Geometry, H: Array, lambdas: Array, estimated: BoolA
     is, hold far less often than they say; an average over the marginal likelihood of lambda holds them at the price of
     limits that are too wide where the function is a line. Limits around an estimate with less bias, with the standard
     error of that one, hold at both (undersmoothing, Hall 1992; robust bias correction, Calonico, Cattaneo & Farrell
-    2018): in this fit the best-known coefficient of each function, about that of a parabola, is shrunk by a fifth at
-    most. For functions whose bend data see, lambda is small beside d, and little changes. Bends that turn several times
-    and are small beside their standard error are still held less often than limits say; with the second eigenvalue for
-    the measure they would be, and limits of a line half as wide again as its own.
+    2018). For functions whose bend data see, little changes. Degrees of freedom are what decides how many turns are
+    held; those of single coefficients would be others for each kind of basis. Bends that turn four times and more and
+    are small beside their standard error are still held less often than limits say.
+
+    Negative curvature of a mixture's likelihood is outweighed twice by the penalties, so that the covariance around
+    this fit, see `priors_of_limits`, is one: where it would not be, all functions come back towards the estimate.
     """
     A = geometry.basis.T @ H @ geometry.basis
     least, penalised = _least(A), A.copy()
     inside = np.concatenate(geometry.penalised)
     penalised[inside, inside] += lambdas[geometry.owners]
-    out = lambdas.copy()
+    raised = np.zeros(len(lambdas))
     for j in np.flatnonzero(estimated):
         at = geometry.penalised[j]
         others = np.setdiff1d(np.arange(len(A)), at)
         scale = np.sqrt(np.maximum(np.abs(np.diag(penalised)[others]), least))
         across = A[np.ix_(at, others)] / scale
         inverse = floored_inverse(penalised[np.ix_(others, others)] / np.outer(scale, scale), share=_FLOOR)
-        d = float(np.linalg.eigvalsh(A[np.ix_(at, at)] - across @ inverse @ across.T)[-1])
-        if d > 0:  # a function about which there are no data stays what it is
-            out[j] /= 1 + out[j] * _RAISED**2 / d
-    return out
+        raised[j] = _variance_of(np.linalg.eigvalsh(A[np.ix_(at, at)] - across @ inverse @ across.T))
+    for _ in range(_HALVINGS):
+        out = np.asarray(lambdas / (1 + lambdas * raised))
+        half = A.copy()
+        half[inside, inside] += 0.5 * out[geometry.owners]
+        scale = np.sqrt(np.maximum(np.abs(np.diag(half)), least))
+        if np.linalg.eigvalsh(half / np.outer(scale, scale))[0] > 0:
+            return out
+        raised *= 0.5
+    return lambdas
+
+
+def _variance_of(d: Array) -> float:
+    """Prior variance at which coefficients with the information d, shape (r,), have the wanted degrees of freedom."""
+    known = d[d > _NO_DATA * d[-1]] if d[-1] > 0 else d[:0]
+    if not known.size:  # a function about which there are no data stays what it is
+        return 0.0
+    wanted = min(_FURTHER, 0.5 * known.size)
+    # A coefficient has d / (d + 1 / v): at the ends of the range each has less, or each more, than its share.
+    share = wanted / known.size
+    ends = np.log(share / (1 - share) / known[[-1, 0]]) + np.array([-1.0, 1.0])
+    return float(np.exp(brentq(lambda log_v: float((1 / (1 + np.exp(-log_v) / known)).sum()) - wanted, *ends)))
+
+
+def priors_of_limits(geometry: Geometry, lambdas: Array, of_limits: Array) -> Array:
+    """Scores of the priors in the covariance of the fit around which limits lie, shape (M, P).
+
+    That fit, of smoothing parameters l, has the expected squared error ``V (H + l T l) V`` where coefficients have the
+    prior variance T: sampling, and bias. T is half way between the variance that the data ask for, 1 / lambda, and
+    1 / l, with which the error is V. The former is zero in most samples from a small bend; the latter is for limits of
+    a line what makes them hold too often.
+    """
+    return geometry.root(0.5 * of_limits * (1 + of_limits / lambdas))
