@@ -9,7 +9,6 @@ in the file `--rows`, which a later call with the same design goes on with; the 
 """
 
 import argparse
-import json
 import sys
 import time
 import warnings
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 import mixmoe as mm
+from tests.simulation.kept_rows import KeptRows
 
 FIRST_SEED = 50_000
 KINDS = {
@@ -102,21 +102,13 @@ def main():
     parser.add_argument("--seconds", type=float, default=np.inf, help="after which no replicate begins")
     parser.add_argument("--rows", type=Path, help="file of replicates, a line each, that is added to")
     given = parser.parse_args()
-    old = given.rows.read_text().splitlines() if given.rows and given.rows.exists() else []
-    rows = [row for line in old for row in json.loads(line)]
-    done = {row["seed"] for row in rows}
-    begun = time.monotonic()
+    kept, begun = KeptRows(given.rows), time.monotonic()
     for seed in range(given.first, given.first + given.replicates):
         if time.monotonic() - begun > given.seconds:
             break
-        if seed in done:
-            continue
-        found = replicate(given.n, given.amplitude, given.errors, seed)
-        rows += found
-        if given.rows:
-            with given.rows.open("a") as file:
-                file.write(json.dumps(found) + "\n")
-    print(table(rows))
+        if seed not in kept.seeds:
+            kept.add(seed, replicate(given.n, given.amplitude, given.errors, seed))
+    print(table(kept.rows))
     return 0
 
 

@@ -1,16 +1,19 @@
 """Both smoothers of a VCMoE on the presets of `simulate.vcmoe`: local likelihood and `smoother="spline"`, as Markdown.
 
     python -m tests.simulation.varying_smoothers --replicates 30 [--first 0] [--n 500] [--scenarios moderate]
+        [--seconds 900] [--rows results.jsonl]
 
 Both are fitted with their defaults: bandwidth by cross-validation, smoothing parameters by marginal likelihood. Per
 kind of function: root mean squared error over a grid, share of sets in which the 95 % simultaneous band holds a whole
-function, share of grid points that pointwise limits hold; CPU seconds of a fit with its bands.
+function, share of grid points that pointwise limits hold; CPU seconds of a fit with its bands. Sets are kept in the file
+`--rows`, which a later call with the same design goes on with; the table is of all that it holds.
 """
 
 import argparse
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +21,7 @@ import pandas as pd
 import mixmoe as mm
 from mixmoe.errors import MixmoeWarning
 from mixmoe.varying.presets import SCENARIOS
+from tests.simulation.kept_rows import KeptRows
 
 FIRST_SEED = 710_000
 SMOOTHERS = ("local", "spline")
@@ -94,14 +98,15 @@ def main():
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--scenarios", nargs="+", default=SCENARIOS, choices=SCENARIOS)
     parser.add_argument("--seconds", type=float, default=np.inf, help="after which no set begins")
+    parser.add_argument("--rows", type=Path, help="file of sets, a line each, that is added to")
     given = parser.parse_args()
-    rows: list[dict] = []
-    begun, seed = time.monotonic(), given.first
-    while seed < given.first + given.replicates and time.monotonic() - begun < given.seconds:
-        for scenario in given.scenarios:
-            rows += replicate(scenario, given.n, seed)
-        seed += 1
-    print(f"n = {given.n}, {seed - given.first} sets\n\n{table(rows)}")
+    kept, begun = KeptRows(given.rows), time.monotonic()
+    for seed in range(given.first, given.first + given.replicates):
+        if time.monotonic() - begun > given.seconds:
+            break
+        if seed not in kept.seeds:
+            kept.add(seed, [row for s in given.scenarios for row in replicate(s, given.n, seed)])
+    print(f"n = {given.n}, {len(kept.seeds)} sets\n\n{table(kept.rows)}")
     return 0
 
 
