@@ -1,12 +1,12 @@
 """Both smoothers of a VCMoE on the presets of `simulate.vcmoe`: local likelihood and `smoother="spline"`, as Markdown.
 
-    python -m tests.simulation.varying_smoothers --replicates 30 [--first 0] [--n 500] [--scenarios moderate]
-        [--seconds 900] [--rows results.jsonl]
+    python -m tests.simulation.varying_smoothers --pieces both.csv --replicates 30 [--first 0] [--n 500]
+        [--scenarios moderate] [--seconds 900]
 
 Both are fitted with their defaults: bandwidth by cross-validation, smoothing parameters by marginal likelihood. Per
 kind of function: root mean squared error over a grid, share of sets in which the 95 % simultaneous band holds a whole
-function, share of grid points that pointwise limits hold; CPU seconds of a fit with its bands. Sets are kept in the file
-`--rows`, which a later call with the same design goes on with; the table is of all that it holds.
+function, share of grid points that pointwise limits hold; CPU seconds of a fit with its bands. Sets are added to
+the file of `--pieces`; the table is of all that it holds.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import pandas as pd
 import mixmoe as mm
 from mixmoe.errors import MixmoeWarning
 from mixmoe.varying.presets import SCENARIOS
-from tests.simulation.kept_rows import KeptRows
+from tests.simulation.pieces import grow, stored
 
 FIRST_SEED = 710_000
 SMOOTHERS = ("local", "spline")
@@ -81,7 +81,7 @@ def table(rows):
     """Lines by scenario and kind of function, as Markdown."""
     head = ("preset", "functions", "smoother", "RMSE", "simultaneous", "pointwise", "CPU s")
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for (scenario, kind, smoother), g in pd.DataFrame(rows).groupby(["scenario", "functions", "smoother"], sort=False):
+    for (scenario, kind, smoother), g in rows.groupby(["scenario", "functions", "smoother"], sort=False):
         lines.append(
             f"| {scenario} | {kind} | {smoother} | {np.sqrt(g['mse'].mean()):.3f} | "
             f"{100 * g['simultaneous'].mean():.0f} % | {100 * g['pointwise'].mean():.1f} % | "
@@ -98,15 +98,16 @@ def main():
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--scenarios", nargs="+", default=SCENARIOS, choices=SCENARIOS)
     parser.add_argument("--seconds", type=float, default=np.inf, help="after which no set begins")
-    parser.add_argument("--rows", type=Path, help="file of sets, a line each, that is added to")
+    parser.add_argument("--pieces", type=Path, required=True)
     given = parser.parse_args()
-    kept, begun = KeptRows(given.rows), time.monotonic()
-    for seed in range(given.first, given.first + given.replicates):
-        if time.monotonic() - begun > given.seconds:
-            break
-        if seed not in kept.seeds:
-            kept.add(seed, [row for s in given.scenarios for row in replicate(s, given.n, seed)])
-    print(f"n = {given.n}, {len(kept.seeds)} sets\n\n{table(kept.rows)}")
+
+    def one(seed):
+        rows = [row for scenario in given.scenarios for row in replicate(scenario, given.n, seed)]
+        return pd.DataFrame(rows, index=pd.Index([seed] * len(rows), name="seed"))
+
+    grow(given.pieces, one, range(given.first, given.first + given.replicates), given.seconds)
+    rows = stored(given.pieces)
+    print(f"n = {given.n}, {rows['seed'].nunique()} sets\n\n{table(rows)}")
     return 0
 
 

@@ -186,7 +186,10 @@ def estimate(
             with np.errstate(all="ignore"):  # an ascent that went too far may end where anything overflows
                 H_there, e_there = information(problem, end.theta[0]), evaluate(problem, end.theta)
                 after = _height(e_there, geometry, H_there, lambdas, end.theta[0])
-            emptied = (typical_smoothing(H_there, geometry) < _EMPTIED * typical_smoothing(H, geometry)).any()
+            # From a start, which has its bends halved, residual deviations and with them all information may move far.
+            emptied = bool(trace) and bool(
+                (typical_smoothing(H_there, geometry) < _EMPTIED * typical_smoothing(H, geometry)).any()
+            )
             if (after > before - _FALL and not emptied) or end.interrupted or stiff > _STIFFEST:
                 break
             stiff = max(_STIFF, _STIFFER * stiff)

@@ -300,7 +300,9 @@ def test_unknown_smoothing_parameters_move_limits_and_leave_tests(fit, frame):
     away = (ours["conf_low"] + ours["conf_high"]) / 2 - theirs["estimate"]
     assert np.abs(away / ours["std_error"]).max() < 0.1  # a step of the quadratic model against the maximum
     assert np.abs((ours["estimate"] - theirs["estimate"]) / ours["std_error"]).max() > 0.3
-    assert (ours["std_error"] <= 1.1 * theirs["std_error"]).all()  # which takes the prior that it is given for the truth
+    assert (
+        ours["std_error"] <= 1.1 * theirs["std_error"]
+    ).all()  # which takes the prior that it is given for the truth
     pd.testing.assert_frame_equal(given.test_varying(), fit.test_varying())
     assert "errors are given the smoothing parameters" in " ".join(str(given.summary()).split())
     assert "hold the uncertainty of the smoothing parameters" in " ".join(str(fit.summary()).split())
