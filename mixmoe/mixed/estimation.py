@@ -55,7 +55,7 @@ from mixmoe.mixed.parameters import (
 from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
 from mixmoe.mixed.search import off_boundary, order_experts, search, search_carried, search_from
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing, effective, smooth_maximum
-from mixmoe.mixed.smooth.functions import Function, coarse_design, functions_of, geometry_of, layout_of
+from mixmoe.mixed.smooth.functions import COARSE, Function, coarse_design, functions_of, geometry_of, layout_of
 from mixmoe.mixed.smooth.marginal import priors_of_limits
 from mixmoe.mixed.starting_values import first_inverse
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, Starts, better, warn_flags
@@ -515,10 +515,10 @@ class Estimation:
         theta = model.working(estimated.values)
         return Curvature(subject_scores(model.problem, theta), observed_information(model.problem, theta))
 
-    def coarse(self) -> Self:
-        """The model with a few columns for each of its functions, without penalties."""
+    def coarse(self, penalised: int = COARSE) -> Self:
+        """The model with a few columns for each of its functions, without penalties; see `coarse_columns`."""
         other = copy(self)
-        other.design, other.settings = coarse_design(self.design), {**self.settings, "smoothing": None}
+        other.design, other.settings = coarse_design(self.design, penalised), {**self.settings, "smoothing": None}
         other._arrange(build_structure(other.design, self.n_experts, self.structure.cov_re, self.response))
         other.layout = layout_of(other.design, other.structure)
         return other

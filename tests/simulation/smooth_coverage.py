@@ -1,7 +1,7 @@
 """Coverage of the bands of penalised functions, size and power of the quick test of constancy, as Markdown.
 
-    python -m tests.simulation.smooth_coverage --pieces normal.csv --replicates 500 [--n 300] [--errors t] [--amplitude 0.0]
-        [--first 0] [--seconds 900]
+    python -m tests.simulation.smooth_coverage --pieces normal.csv --replicates 500 [--n 300] [--errors t]
+        [--amplitude 0.0] [--first 0] [--seconds 900]
 
 Two experts, functions sin, half a sine wave, a parabola and `amplitude` times a cosine (zero: constant), a random
 intercept, a gate on one covariate, six rows per subject. Bands are those of ``| vary: t``, uncentred. Replicates

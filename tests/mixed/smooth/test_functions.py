@@ -435,3 +435,15 @@ def test_report_tells_that_starts_were_searched_without_penalties(fit, tmp_path)
     assert "Starts were searched with few columns for each function and without penalties" in " ".join(
         (tmp_path / "fit.html").read_text().split()
     )
+
+
+def test_functions_of_experts_that_meet_are_joined_as_the_marginal_likelihood_says():
+    """Two lines that cross: joined as two kinks the likelihood without penalties is as high, their bends cost."""
+    rng = np.random.default_rng(0)
+    u, k = rng.uniform(size=200), rng.integers(2, size=200)
+    frame = pd.DataFrame({"u": u, "y": np.where(k == 0, 2 * u - 1, 1 - 2 * u) + 0.2 * rng.normal(size=200)})
+    fit = mm.fit("y ~ 1 | vary: u", frame, 2, smoother="spline", rng=0, starts=8, cov_type="nonrobust")
+    assert (fit.functions["edf"] < 2.1).all()
+    found = fit.bands(rng=0).query("block == 'expert'").set_index("u")["estimate"]
+    slopes = [part.iloc[-1] - part.iloc[0] for part in (found.iloc[:101], found.iloc[101:])]
+    np.testing.assert_allclose(sorted(slopes), [-2.0, 2.0], atol=0.3)
