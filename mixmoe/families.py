@@ -476,7 +476,10 @@ _HOME: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 # What fits data in partitions, by the family of data in memory.
 _PARTITIONED: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"MEMoE": ("mixmoe.mixed.partitioned", "PartitionedMEMoE")}
+    {
+        "MEMoE": ("mixmoe.mixed.partitioned", "PartitionedMEMoE"),
+        "VCMoE": ("mixmoe.varying.partitioned", "PartitionedVCMoE"),
+    }
 )
 # The one piece of state of the package: families that others add.
 _ADDED: dict[str, ModelClass] = {}

@@ -12,7 +12,7 @@ import pandas as pd
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
 from mixmoe.atomic import PathLike
 from mixmoe.check.adequacy import Adequacy, ClassificationTable, adequacy, classification_table, memberships
-from mixmoe.check.influence import gate_effects
+from mixmoe.check.influence import GateEffects, gate_effects
 from mixmoe.check.number_of_experts import (
     STOPS,
     ExpertsTest,
@@ -105,7 +105,7 @@ class Assessment:
 
     def gate_effects(
         self, covariates: str | Sequence[str] | None = None, *, alpha: float = 0.05, dummy: bool = False
-    ) -> pd.DataFrame:
+    ) -> GateEffects:
         """Average marginal effects of gate covariates on the probability of each expert.
 
         Parameters
@@ -120,9 +120,8 @@ class Assessment:
 
         Returns
         -------
-        DataFrame
-            One row per covariate (and level) and expert: covariate, contrast (``"dy/dx"``, or a level minus the first),
-            expert, for varying coefficients the index, estimate, std_error, statistic, p_value, conf_low, conf_high.
+        GateEffects
+            Prints as a table; ``to_frame()`` has a row per covariate (and level) and expert.
 
         Raises
         ------
@@ -142,7 +141,8 @@ class Assessment:
         if self.model.n_experts == 1:
             raise ArgumentError("gate_effects needs at least 2 experts, got 1, whose probability is one")
         points = require(self, HasGate, "gate_effects", self.model.spec)._gate_points()
-        return gate_effects(self.model.design, points, self.cov.of_bounded, checked_alpha(alpha), covariates, dummy)
+        made = gate_effects(self.model.design, points, self.cov.of_bounded, checked_alpha(alpha), covariates, dummy)
+        return replace(made, shown_names=self.shown_names)
 
     def distal(self, formula: str, outcomes: Any, *, method: Method = "bch", kind: str = "auto") -> Distal | Predictors:
         """An outcome by expert, corrected for classification error: a three-step analysis.

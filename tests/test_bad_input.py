@@ -15,7 +15,9 @@ from mixmoe.errors import (
     DesignError,
     DroppedRowsWarning,
     FormulaError,
+    MixmoeWarning,
 )
+from mixmoe.inference.cells import _value
 
 FORMULA = "y ~ time + x | gate: z | re: (1 + time | id)"
 
@@ -198,6 +200,7 @@ REFUSED = {
         good,
         {},
         FormulaError,
+        MixmoeWarning,
         r"(?s)random effects stand in the expert part; move them to their own section, as in \| re: .*\n.*\^",
     ),
     "stray bar": ("y ~ time | | re: (1 | id)", good, {}, FormulaError, r"(?s)\n.*\^"),
@@ -208,6 +211,7 @@ REFUSED = {
         good,
         {},
         FormulaError,
+        MixmoeWarning,
         r"NME has a section 'gate:' for sequences of states only",
     ),
     "marker of another family": (
@@ -215,6 +219,7 @@ REFUSED = {
         good,
         {},
         FormulaError,
+        MixmoeWarning,
         r"(?s)const\(\.\.\.\) marks .*; write common\(\.\.\.\).*\n {21}\^{5}$",
     ),
     "no column for the experts": ("y ~ 0 | re: (1 | id)", good, {}, DesignError, r"has no columns; write at least 1"),
@@ -369,10 +374,9 @@ def fit():
 
 def test_a_subject_unseen_at_prediction_is_a_stranger(fit):
     new = good().iloc[:3].assign(id="nobody")
-    known, stranger = (
-        fit.predict(good().iloc[:3], kind="subject", interval="confidence"),
-        fit.predict(new, kind="subject", interval="confidence"),
-    )
+    known = fit.predict(good().iloc[:3], kind="subject", interval="confidence")
+    with pytest.warns(MixmoeWarning, match="1 of the 1 subjects of the new data are not in the fit"):
+        stranger = fit.predict(new, kind="subject", interval="confidence")
     np.testing.assert_allclose(
         stranger["mean"], fit.predict(new, kind="mean", interval="confidence")["mean"], rtol=1e-10
     )
@@ -543,6 +547,48 @@ def test_levels_that_stand_for_missing_values(blank):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mm.MEMoE("y ~ time + g | re: (1 | id)", data.assign(g=data["g"].replace(blank, "none of these")), 2)
+
+
+@pytest.mark.parametrize("other", ["a ", " a", "A"])
+def test_levels_that_differ_only_in_blanks_or_case(other):
+    data = good()
+    data["g"] = np.where(data["id"] < "s20", "a", "b")
+    data.loc[data["id"] < "s05", "g"] = other
+    n = int((data["g"] == "a").sum())
+    message = (
+        rf"column 'g' has categories that differ only in blanks or case: 'a' \({n} rows\) and {other!r} \(20 rows\);"
+    )
+    for formula in ("y ~ time + g | re: (1 | id)", "y ~ time | gate: C(g) | re: (1 | id)"):
+        with pytest.warns(AssumptionWarning, match=message):
+            mm.MEMoE(formula, data, 2)
+    with pytest.warns(AssumptionWarning, match=message):
+        mm.VCMoE("y ~ g | vary: x", data, 1)
+    assert _value(other) == (other if other.strip() == other else repr(other))  # as flags name it
+
+
+def test_lags_of_rows_that_are_not_in_the_order_of_time():
+    data = good().assign(
+        day=lambda d: d.groupby("id").cumcount(),
+        date=lambda d: pd.Timestamp("2026-01-01") + pd.to_timedelta(d["day"], "D"),
+    )
+    mixed = data.sample(frac=1, random_state=0)
+    formula = "y ~ x + lag(x) | re: (1 | id)"
+    message = r"lag\(x\) takes the row before as the rows stand, and in \d+ of \d+ subjects .* in the order of '{}';"
+    for frame, name in ((mixed.drop(columns="time"), "day"), (mixed.drop(columns=["time", "day"]), "date")):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            mm.MEMoE(formula, frame, 1)
+        (said,) = [str(one.message) for one in caught if one.category is AssumptionWarning]
+        assert re.search(message.format(name) + rf".*data.sort_values\(\['id', '{name}'\]\)", said)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DroppedRowsWarning)
+        mm.MEMoE(formula, data, 1)
+        mm.MEMoE(formula, mixed, 1, time="day")
+        mm.MEMoE(formula, mixed.sort_values("day").drop(columns=["time", "date"]), 1)
+        # Numbers that are no time: measured ones in no order beside those that are in order, or none at all.
+        mm.MEMoE(formula, data.assign(pulse=np.random.default_rng(0).permutation(len(data))), 1)
+        mm.MEMoE(formula, mixed.drop(columns=["time", "day", "date"]), 1)
 
 
 def test_rows_that_are_there_twice():

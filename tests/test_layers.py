@@ -26,7 +26,7 @@ LAYERS = (
     {"three_step"},
     {"check"},
     {"report"},
-    {"results", "mixture_results", "loading"},
+    {"results", "mixture_results", "partitioned_results", "loading"},
     set(FAMILIES),
     {"api", "multiple_imputation"},
     {"selection"},

@@ -111,6 +111,8 @@ def test_python_blocks_of_pages_run(name, tmp_path, monkeypatch):
     code = BLOCKS[name]
     if "hidden=" in code:
         pytest.importorskip("torch")
+    if "dask" in code:
+        pytest.importorskip("dask")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     exec(compile(code, name, "exec"), {})

@@ -39,7 +39,7 @@ class Adequacy(Printed):
     odds_correct : ndarray, shape (K,)
         Odds of correct classification, odds of `average_posterior` over odds of `proportion`; NaN for one expert.
     doubt : ndarray, shape (K,)
-        ``-sum_i tau_ik log tau_ik / (N log K)``, what the expert takes from the relative entropy.
+        ``-sum_i tau_ik log tau_ik / (N log K)``, the expert's part of one minus the relative entropy.
     entropy : float
         Relative entropy, one minus the sum of `doubt`; 1 for one expert.
     shown_names : Names
@@ -86,8 +86,8 @@ class Adequacy(Printed):
         """Entropy, smallest expert, and the rules of thumb by name."""
         k = self.smallest
         return (
-            f"Relative entropy {self.entropy:.3f} over {self.n_units} {self.units}; 'doubt' is what each expert takes "
-            "from 1.",
+            f"Relative entropy {self.entropy:.3f} over {self.n_units} {self.units}; 'doubt' is each expert's part "
+            "of 1 - entropy.",
             f"The smallest is expert {k}: {self.proportion[k - 1]:.3f} of the {self.units}, "
             f"{self.modal_count[k - 1]} by most probable expert.",
             *_RULES,

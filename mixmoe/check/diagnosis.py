@@ -63,6 +63,7 @@ class Diagnosis:
     em: EMFit
     bse: pd.Series
     shown_names: Names
+    cov_params: Callable[[], pd.DataFrame]
     fitted: Callable[..., pd.Series]
     predict: Callable[..., pd.DataFrame]
     _layout: ParamLayout
@@ -170,9 +171,9 @@ class Diagnosis:
         ArgumentError
             If the family has no score per unit.
         """
-        names = self.model.layout.names
         found = require(self, HasScores, "influence", self.model.spec)._first_order()
-        return influence(found, self._unit_index, names, self.bse.to_numpy())
+        cov = self.cov_params().to_numpy()
+        return influence(found, self._unit_index, self.model.layout, self.bse.to_numpy(), cov)
 
     def panels(self, kind: str, **options: Any) -> tuple[Panel, ...]:
         """What a diagnostic figure shows, as records; ``plot(kind, **options)`` draws it.

@@ -1,7 +1,7 @@
 """What each unit does to the estimates, and what gate covariates do to the probabilities, to first order."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from mixmoe.design.design import Design, continuous_columns, levels_in_use, used
 from mixmoe.errors import ArgumentError
 from mixmoe.families import FirstOrder, GatePoint
 from mixmoe.inference.uncertainty import delta_se, two_sided
+from mixmoe.mixture.estimate import ParamLayout
 from mixmoe.mixture.gate import gate_log_probabilities
 from mixmoe.numerics.linalg import jacobian
-from mixmoe.output.records import Table
+from mixmoe.output.names import NO_NAMES, Names
+from mixmoe.output.records import Table, number_format
 from mixmoe.output.summary import Printed
 
 _SHOWN = 10
@@ -36,6 +38,11 @@ class Influence(Printed):
         Of the fit.
     distance : ndarray, shape (N,)
         ``s_i' A^-1 s_i / P``, Cook's distance in the metric of the observed information.
+    functions : mapping of str to tuple of int
+        Penalised functions and networks, and the places of their parameters, which mean nothing one by one.
+    function_change : ndarray, shape (N, F)
+        Of each function the change of its parameters, ``sqrt(d' V^-1 d / p)`` with V their covariance: in standard
+        errors, in the mean over uncorrelated directions, however the function is parametrised.
 
     Notes
     -----
@@ -52,6 +59,8 @@ class Influence(Printed):
     change: Array
     std_error: Array
     distance: Array
+    functions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    function_change: Array = field(default_factory=lambda: np.empty((0, 0)))
 
     @property
     def standardised(self) -> Array:
@@ -67,9 +76,11 @@ class Influence(Printed):
     @property
     def remarks(self) -> tuple[str, ...]:
         """What the figures are."""
+        functions = "Of a function or network it is the mean change of its parameters in uncorrelated directions."
         return (
             "Changes are one-step approximations (inverse information times score), in standard errors; "
             "refit without a unit to know.",
+            *([functions] if self.functions else []),
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -79,11 +90,14 @@ class Influence(Printed):
         return frame
 
     def tables(self) -> tuple[Table, ...]:
-        """The units with the largest distances, each with the parameter that changes most."""
+        """The units with the largest distances, each with the parameter, or function, that changes most."""
         order = np.argsort(-self.distance, kind="stable")[:_SHOWN]
-        size = np.nan_to_num(self.standardised)
+        inside = {place for places in self.functions.values() for place in places}
+        alone = [i for i in range(len(self.names)) if i not in inside]
+        names = [*(self.names[i] for i in alone), *self.functions]
+        size = np.nan_to_num(np.column_stack([self.standardised[:, alone], self.function_change]))
         most = np.abs(size).argmax(axis=1)
-        rows = tuple((float(self.distance[i]), self.names[most[i]], float(size[i, most[i]])) for i in order)
+        rows = tuple((float(self.distance[i]), names[most[i]], float(size[i, most[i]])) for i in order)
         return (
             Table(
                 key="influence",
@@ -96,15 +110,28 @@ class Influence(Printed):
         )
 
 
-def influence(at: FirstOrder, labels: pd.Index, names: tuple[str, ...], std_error: Array) -> Influence:
+def function_places(layout: ParamLayout) -> dict[str, tuple[int, ...]]:
+    """Penalised functions and networks of a layout, and where their parameters are."""
+    found: dict[str, list[int]] = {}
+    for i in layout.where("smooth"):
+        parameter = layout.parameters[i]
+        function = parameter.term.rpartition(".")[0] if parameter.term.startswith("s(") else "network"
+        whose = "" if parameter.expert is None else f"expert {parameter.expert}: "
+        found.setdefault(f"{whose}{function}", []).append(i)
+    return {name: tuple(places) for name, places in found.items()}
+
+
+def influence(at: FirstOrder, labels: pd.Index, layout: ParamLayout, std_error: Array, cov: Array) -> Influence:
     """What would happen without each unit, to first order.
 
     Parameters
     ----------
     at : FirstOrder
     labels : Index, length N
-    names : tuple of str
+    layout : ParamLayout
     std_error : ndarray, shape (P,)
+    cov : ndarray, shape (P, P)
+        Of the parameters.
 
     Returns
     -------
@@ -117,7 +144,65 @@ def influence(at: FirstOrder, labels: pd.Index, names: tuple[str, ...], std_erro
     # Leaving a unit out takes its pull away: minus A^-1 s, in the reported parameters.
     change = -moves @ np.where(blank[:, None], 0.0, at.jacobian).T
     change[:, blank] = np.nan
-    return Influence(labels, names, change, std_error, distance)
+    functions = function_places(layout)
+    sizes = [np.empty((len(change), 0))]
+    for places in functions.values():
+        known = [i for i in places if np.isfinite(cov[i, i]) and not blank[i]]
+        inverse = np.linalg.pinv(cov[np.ix_(known, known)], hermitian=True)
+        squares = np.einsum("np,pq,nq->n", change[:, known], inverse, change[:, known])
+        sizes.append(np.sqrt(np.maximum(squares, 0.0) / max(len(known), 1))[:, None])
+    return Influence(labels, layout.names, change, std_error, distance, functions, np.concatenate(sizes, axis=1))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class GateEffects(Printed):
+    """Average marginal effects of gate covariates on the probabilities of the experts.
+
+    Attributes
+    ----------
+    effects : DataFrame
+        One row per covariate (and level) and expert, as `to_frame` returns it.
+    alpha : float
+        One minus the level of the limits.
+    shown_names : Names
+        Of the experts and of terms, as `named` and `labelled` gave them.
+    """
+
+    effects: pd.DataFrame
+    alpha: float
+    shown_names: Names = NO_NAMES
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per covariate (and level) and expert.
+
+        Returns
+        -------
+        DataFrame
+            Columns: covariate, contrast (``"dy/dx"``, or a level minus the first), expert, for varying coefficients the
+            index, estimate, std_error, statistic, p_value, conf_low, conf_high.
+        """
+        return self.effects.copy()
+
+    def tables(self) -> tuple[Table, ...]:
+        """One table, with a row per covariate, level, expert and, if coefficients vary, index value."""
+        effects, alpha = self.effects, self.alpha
+        slopes = effects["contrast"] == "dy/dx"
+        named = effects["covariate"].where(slopes, effects["covariate"] + ": " + effects["contrast"])
+        for index in effects.columns[3 : list(effects.columns).index("estimate")]:
+            named += f", {index} = " + effects[index].map("{:.4g}".format)
+        shown = effects[["estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high"]]
+        number = number_format(effects["std_error"])
+        return (
+            Table(
+                key="gate_effects",
+                title="Average marginal effects on the probabilities of the experts",
+                columns=("Estimate", "Std. Err.", "z", "P>|z|", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
+                index=tuple(f"{name}: expert {k}" for name, k in zip(named, effects["expert"], strict=True)),
+                cells=tuple(tuple(float(value) for value in row) for row in shown.to_numpy(dtype=float)),
+                formats=(number, number, ".3f", "p", number, number),
+                notes=("Mean over the units of the slope, or of the difference between two levels; delta method.",),
+            ),
+        )
 
 
 Effect = Callable[[Array], Array]
@@ -149,7 +234,7 @@ class Change:
 
 def gate_effects(
     design: Design, points: Sequence[GatePoint], cov: Array, alpha: float, covariates: Any = None, dummy: bool = False
-) -> pd.DataFrame:
+) -> GateEffects:
     """Average marginal effects of the gate covariates on the probability of each expert.
 
     Parameters
@@ -166,9 +251,8 @@ def gate_effects(
 
     Returns
     -------
-    DataFrame
-        Columns: covariate, contrast, expert, the index if coefficients vary, estimate, std_error, statistic, p_value,
-        conf_low, conf_high; NaN for the slope of a covariate with an infinite coefficient.
+    GateEffects
+        NaN for the slope of a covariate with an infinite coefficient.
     """
     changes = [change for name in _chosen(design, covariates) for change in gate_changes(design, name, dummy)]
     index = design.names.index
@@ -200,7 +284,7 @@ def gate_effects(
         frame["statistic"] = frame["estimate"] / frame["std_error"]
     frame["p_value"] = two_sided(frame["statistic"].to_numpy())
     half = norm.isf(alpha / 2) * frame["std_error"]
-    return frame.assign(conf_low=frame["estimate"] - half, conf_high=frame["estimate"] + half)
+    return GateEffects(frame.assign(conf_low=frame["estimate"] - half, conf_high=frame["estimate"] + half), alpha)
 
 
 def gate_changes(design: Design, name: str, dummy: bool = False) -> list[Change]:

@@ -33,9 +33,10 @@ from mixmoe.errors import ArgumentError, DesignError, FormulaError, MixmoeError,
 from mixmoe.families import family_of
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.loading import load
-from mixmoe.mixed.partitioned_results import PartitionedResults, Predictions
 from mixmoe.output.plots import FIGURE_ENDINGS, save_figure
 from mixmoe.output.summary import Summary
+from mixmoe.partitioned_results import OfPartitions
+from mixmoe.partitions.predictions import Predictions
 from mixmoe.partitions.scan import Scan, scan
 from mixmoe.report.described import describe
 from mixmoe.results import Results
@@ -423,7 +424,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
 def _predict_partitions(results: Results, options: dict[str, Any], arguments: argparse.Namespace) -> int:
     """Predict rows of several files into a folder; the exit code."""
-    if not isinstance(results, PartitionedResults):
+    if not isinstance(results, OfPartitions):
         raise ArgumentError(
             f"{arguments.data!r} names several files, for fits of such files; {arguments.fit!r} holds one of a table"
         )

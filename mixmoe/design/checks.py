@@ -61,8 +61,8 @@ def _check_order(values: pd.Series, name: str, rows: Rows, frame: FrameView) -> 
     )
 
 
-def warn_doubtful(rows: Rows, recipe: Recipe) -> None:
-    """Tell of levels that stand for missing values, and of rows that seem to be in the data twice.
+def warn_doubtful(rows: Rows, frame: FrameView, recipe: Recipe) -> None:
+    """Tell of levels that stand for missing values or are spelt twice, of rows there twice, of lags in no order.
 
     Warns
     -----
@@ -80,6 +80,15 @@ def warn_doubtful(rows: Rows, recipe: Recipe) -> None:
                 f"{shown(values[blank].iloc[0])}, None)",
                 AssumptionWarning,
             )
+        alike = _spelt_alike(values)
+        if alike:
+            listed = "; ".join(" and ".join(f"{shown(text)} ({n} rows)" for text, n in one) for one in alike[:_SHOWN])
+            warn(
+                f"column {name!r} has categories that differ only in blanks or case: {listed}; each is one of its own, "
+                f"so that, if they are meant to be the same, give them one spelling: data[{name!r}].str.strip()"
+                ".str.lower()",
+                AssumptionWarning,
+            )
     copies = _copies(rows, recipe)
     if copies > _COPIES * rows.n:
         warn(
@@ -87,6 +96,53 @@ def warn_doubtful(rows: Rows, recipe: Recipe) -> None:
             "uses; if a table was joined or appended twice, take them out with data.drop_duplicates()",
             AssumptionWarning,
         )
+    if rows.lags and recipe.formula.random is not None and recipe.formula.seq is None and "time" not in recipe.aux:
+        _warn_unordered(rows, frame, recipe)
+
+
+def _warn_unordered(rows: Rows, frame: FrameView, recipe: Recipe) -> None:
+    """Tell that rows stand in the order of no column, where lags go by it and a column looks like their time.
+
+    Such a column tells all rows of a subject apart, and is a date, a whole number that other subjects have too, or has
+    a random slope. Where one of them is in order, it is the time, whatever others there are.
+    """
+    same = rows.codes[1:] == rows.codes[:-1]
+    slopes = {used.name for used in recipe.names["random"]}
+    unordered: dict[str, int] = {}
+    for name in [n for n, places in frame.places.items() if len(places) == 1 and n not in rows.keys]:
+        values = frame.column(name).iloc[rows.position].reset_index(drop=True)
+        dated = pd.api.types.is_datetime64_any_dtype(values)
+        if not (dated or (is_numeric(values) and values.dtype != bool)) or missing(values).any():
+            continue
+        distinct = values.nunique()
+        whole = not dated and bool((values == np.round(values.astype(float))).all())
+        shared = whole and distinct < rows.n / 2
+        if not (dated or shared or name in slopes) or distinct < 3:
+            continue
+        if pd.DataFrame({"unit": rows.codes, "value": values}).duplicated().any():
+            continue
+        back = same & (values.to_numpy()[1:] < values.to_numpy()[:-1])
+        if not back.any():
+            return
+        unordered[name] = len(np.unique(rows.codes[1:][back]))
+    for name, n_units in list(unordered.items())[:1]:
+        group = str(recipe.formula.random.group) if recipe.formula.random is not None else ""
+        warn(
+            f"{rows.lags[0].name} takes the row before as the rows stand, and in {n_units} of {len(rows.labels)} "
+            f"subjects they are not in the order of {name!r}; if that is their time, sort them first: "
+            f"data.sort_values([{group!r}, {name!r}])",
+            AssumptionWarning,
+        )
+
+
+def _spelt_alike(values: pd.Series) -> list[list[tuple[str, int]]]:
+    """Texts that differ only in blanks or case, each with its number of rows, the most frequent first."""
+    counts = values.astype(object).value_counts()
+    texts = [text for text in counts.index if isinstance(text, str)]
+    by_reading: dict[str, list[tuple[str, int]]] = {}
+    for text in texts:
+        by_reading.setdefault(" ".join(text.split()).casefold(), []).append((text, int(counts[text])))
+    return [found for found in by_reading.values() if len(found) > 1]
 
 
 def _copies(rows: Rows, recipe: Recipe) -> int:

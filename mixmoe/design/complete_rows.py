@@ -303,14 +303,32 @@ def _course(frame: FrameView, keys: Keys, alone: bool) -> _Course:
     if alone:
         return _Course(places, places)
     names = [name for name in (keys.group or keys.cluster, keys.within) if name is not None and name in frame]
-    outer = [_codes_of(frame.column(name)) for name in names]
-    by = [_codes_of(frame.column(name)) for name in (keys.order or keys.time,) if name is not None]
+    last = [name for name in (keys.order or keys.time,) if name is not None]
+    for name in (*names, *last):
+        _check_place(frame, name)
+    outer, by = ([_codes_of(frame.column(name)) for name in some] for some in (names, last))
     order = np.lexsort([places, *by, *reversed(outer)]).astype(np.intp)
     block = np.zeros(frame.n_rows, dtype=np.intp)
     for codes in outer:
         # Pairs of codes as one number, made dense again so that a third column cannot overflow it; missing is code 0.
         block = np.unique(block * (int(codes.max(initial=0)) + 2) + codes + 1, return_inverse=True)[1]
     return _Course(order, block[order])
+
+
+def _check_place(frame: FrameView, name: str) -> None:
+    """Refuse rows whose place is missing: they may lie between any two others, whose lags are then unknown.
+
+    Raises
+    ------
+    DesignError
+    """
+    absent = np.flatnonzero(missing(frame.column(name)))
+    if absent.size:
+        raise DesignError(
+            f"{name!r} is missing in {absent.size} of {frame.n_rows} rows, first in row "
+            f"{shown(frame.labels[absent[0]])}, so that it is unknown which row comes before which, as lag() needs to "
+            f"know; fill it in, or leave these rows out of the data, as in data.dropna(subset=[{name!r}])"
+        )
 
 
 def _codes_of(values: pd.Series) -> IntArray:

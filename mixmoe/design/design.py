@@ -376,7 +376,7 @@ def build_design(
         raise DesignError("the data have no rows; pass at least one row per subject")
     rows = collect(frame, recipe, tuple(recipe.sections), required=True)
     check_types(rows, frame, recipe, tuple(recipe.sections))
-    warn_doubtful(rows, recipe)
+    warn_doubtful(rows, frame, recipe)
     table = formula_frame(rows, recipe)
     built = ENGINES[engine].materialize(table, recipe.sections, recipe.context)
     check_row_by_row(built, recipe, table)
@@ -387,11 +387,15 @@ def build_design(
     check_effects(design.names.random, aliases(design.random), int(design.counts.max()))
     if design.index is None:  # models along an index have limits of their own, by family
         _check_sizes(design)
-    elif (design.index == design.index[0]).all():
-        raise DesignError(
-            f"the index {design.names.index!r} of vary: is {design.index[0]:g} in all {design.n} rows; it must vary"
-        )
+    else:
+        check_index(design.index, str(design.names.index))
     return design
+
+
+def check_index(index: Array, name: str) -> None:
+    """Refuse an index that is one number."""
+    if (index == index[0]).all():
+        raise DesignError(f"the index {name!r} of vary: is {index[0]:g} in all {len(index)} rows; it must vary")
 
 
 def replay(recipe: Recipe, data: Any, response: bool, without: Sequence[str] = ()) -> Design:

@@ -24,6 +24,7 @@ from mixmoe.design.terms import (
     is_call,
     is_function,
     is_plain_column,
+    keywords_of,
     lags_of,
     used_names,
 )
@@ -209,6 +210,9 @@ def _refuse_reserved(names: Mapping[str, tuple[UsedName, ...]]) -> None:
             )
 
 
+_OF_SMOOTHS = ("k", "m", "by", "bs", "ends")
+
+
 def _wrong_smooth(term: Term, section: str, kind: PartKind, engine: Engine, allowed: bool) -> str:
     """Why a term with ``s(...)`` cannot stand where it does; empty if it can."""
     if not allowed:
@@ -224,6 +228,10 @@ def _wrong_smooth(term: Term, section: str, kind: PartKind, engine: Engine, allo
         return "a function s(...) is not constant along the index; take it out of const(...)"
     if engine != "formulaic":
         return "s(...) needs formula_engine='formulaic'"
+    wrong = [name for name in keywords_of(term) if name not in (*_OF_SMOOTHS, "whole")]  # that of a vary: spelt out
+    if wrong:
+        hint = meant(wrong[0], _OF_SMOOTHS) or f"it has {', '.join(_OF_SMOOTHS)}"
+        return f"s(...) has no argument {wrong[0]!r}; {hint}"
     return ""
 
 

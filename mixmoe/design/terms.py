@@ -184,6 +184,12 @@ def _names_call(factor: Any, function: str, whole: bool) -> bool:
     return any(isinstance(node, ast.Call) and is_name(node.func, function) for node in nodes)
 
 
+def keywords_of(term: Term) -> list[str]:
+    """Names of the arguments of a term that is a call, as ``k`` in ``s(x, k=5)``."""
+    body = ast.parse(sanitize_variable_names(term.factors[0].expr, {}, {}), mode="eval").body
+    return [str(keyword.arg) for keyword in body.keywords] if isinstance(body, ast.Call) else []
+
+
 def code_of(term: Term) -> str:
     """A term as one expression: the product of its factors."""
     factors = []

@@ -252,5 +252,7 @@ def _counted(design: Design, inside: BoolArray) -> str:
 
 
 def _value(value: object) -> str:
-    """A value of a column as a text shows it."""
+    """A value of a column as a text shows it, a text with blanks at its ends in quotation marks."""
+    if isinstance(value, str) and value != value.strip():
+        return repr(value)
     return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)

@@ -200,7 +200,7 @@ def scale_of(parameter: Parameter) -> Scale:
         return "atanh"
     if parameter.block == "residual" and parameter.term == "rho":
         return "atanh"
-    if parameter.block == "residual" and parameter.term.partition("(")[0] == "zeros":
+    if parameter.block in ("residual", "zeros") and parameter.term.partition("(")[0] == "zeros":
         return "logit"
     if (parameter.block == "threshold" and parameter.term.startswith("cut")) or parameter.block in ("smooth", "other"):
         return "identity"

@@ -13,6 +13,7 @@ from mixmoe.mixed.end_points import (
     Ends,
     candidates,
     collapsed,
+    continued,
     finer_logliks,
     finished,
     is_stationary,
@@ -34,6 +35,7 @@ _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
 MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _SIZES = (1.0, 0.5, 0.25, 0.125)  # of random effects beside which none at all are taken
+_LAP = 25  # iterations of the last ascents between two informations, where columns are many
 _SIGMA_BARRIER = 1e-4  # fraction of the one-expert residual standard deviation
 
 
@@ -131,6 +133,26 @@ def climb_from(problem: Problem, sigma_one: float, theta: Array, control: Contro
     return climb(guarded, theta, inverse, problem.n_subjects, control, spurious, logarithmic)
 
 
+def climb_to_rest(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Climb:
+    """Ascents from `theta`, shape (S, P), which where columns are many begin anew every few iterations.
+
+    Hundreds of coefficients of empty cells run to infinity at once, and the curvature along them falls with every step.
+    An ascent learns that of one direction at a time, and creeps; the information itself knows it of all.
+    """
+    if not problem.has_many_columns:
+        return climb_from(problem, sigma_one, theta, control)
+    lap = replace(control, max_iter=min(_LAP, control.max_iter))
+    found = climb_from(problem, sigma_one, theta, lap)
+    under_way = np.flatnonzero(~found.converged & (found.n_iter == _LAP))
+    for _ in range(control.max_iter // _LAP - 1):
+        if found.interrupted or not under_way.size:
+            break
+        more = climb_from(problem, sigma_one, found.theta[under_way], lap)
+        found = continued(found, under_way, more)
+        under_way = under_way[~more.converged & (more.n_iter == _LAP)]
+    return found
+
+
 def race(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Ends:
     """End points of ascents from `theta`, shape (S, P)."""
     found = climb_from(problem, sigma_one, theta, control)
@@ -174,7 +196,7 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
     limit = replace(control, tol=sharp * control.tol, min_gain=_STANDSTILL)
     limit = replace(limit, max_iter=0) if rough.interrupted else limit
     start = np.array([largest_first(problem, theta) for theta in rough.theta[chosen]])
-    found = climb_from(problem, sigma_one, start, limit)
+    found = climb_to_rest(problem, sigma_one, start, limit)
     ends_here = one_search(found, ranked(problem, sigma_one, found))
     if not (rough.interrupted or found.interrupted):
         more = without_lures(problem, sigma_one, ends_here, limit)

@@ -140,7 +140,8 @@ def determinant_slope(problem: Problem, theta: Array, half: Array) -> Array:
     quadratic in coefficients, so that second differences are exact there.
     """
     tau = posterior_probabilities(subject_logliks(problem, theta))
-    if isinstance(problem.experts, ClosedExperts):
+    # Of many columns a few differences of scores cost less than p by p matrices for each parameter of variance.
+    if isinstance(problem.experts, ClosedExperts) and not problem.has_many_columns:
         return _slope_of_normal(problem, theta, half @ half.T, tau)
     centre, bent = known_scores(problem, theta[None], tau)[0], np.zeros(theta.size)
     for v in _HALF_STEP * half.T:

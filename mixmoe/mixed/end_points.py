@@ -325,6 +325,20 @@ def join(a: Ends, b: Ends) -> Ends:
     return Ends(both, np.append(a.rank, b.rank), returned, search, a.little)
 
 
+def continued(found: Climb, who: NDArray[np.intp], more: Climb) -> Climb:
+    """`found` with the ascents `who`, shape (c,), gone on to the ends of `more`, which began where they had ended."""
+    theta, loglik, score = found.theta.copy(), found.loglik.copy(), found.score.copy()
+    n_iter, n_evaluations, converged = found.n_iter.copy(), found.n_evaluations.copy(), found.converged.copy()
+    traces = list(found.traces)
+    theta[who], loglik[who], score[who], converged[who] = more.theta, more.loglik, more.score, more.converged
+    n_iter[who] += more.n_iter
+    n_evaluations[who] += more.n_evaluations
+    for i, trace in zip(who, more.traces, strict=True):
+        traces[i] = traces[i] + trace[1:]
+    interrupted = found.interrupted or more.interrupted
+    return Climb(theta, loglik, score, n_iter, n_evaluations, converged, tuple(traces), interrupted)
+
+
 def finished(ends: Ends, chosen: NDArray[np.intp], logliks: Array) -> Ends:
     """`ends` with the final log-likelihoods of those `chosen`, shape (c,), for them and all that had reached the same.
 

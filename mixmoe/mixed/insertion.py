@@ -22,11 +22,12 @@ from mixmoe.numerics.linalg import logsumexp
 
 _LITTLE = 10.0  # log-likelihood per further parameter up to which an expert may be a handful of subjects
 _MOST_COEFFICIENTS = 40  # of an expert, up to which one is inserted
-_BATCHES, _BATCH = 4, 128  # sets of subjects that are drawn; of each batch a quarter goes on
+_BATCHES, _BATCH = 2, 128  # sets of subjects that are drawn
 _PAIRS = 96  # of a batch
-_SET_ROUNDS, _FIRST_ROUNDS = 3, 2  # EM steps with a set as it is, and with whoever joins or leaves it, among the few
-_ROUNDS, _KEPT = (2, 3), (64, 64)  # further steps among the few, and how many go on
-_FINAL_ROUNDS = 6  # steps of those that are left, with a gate of their own, among the many
+_SET_ROUNDS, _GROWING = 3, 2  # EM steps with a set as it is, and with whoever joins or leaves it, among the few
+_GENERATIONS, _PARENTS = 4, 64  # batches of sets that are bred from the best so far, and how many these are
+_MEMBER = 0.15  # share of a subject that counts as one in breeding
+_FINAL_ROUNDS = 5  # steps of those that are left, with a gate of their own, among the many
 _FEW = 256  # candidates: subjects to whom an expert of their own would be worth most
 _MANY = 1000  # the same in the final rounds
 _FINALISTS = 40
@@ -80,6 +81,10 @@ class Beside:
     owner : ndarray of int, shape (N,)
         Expert to which each most probably belongs.
     log_prior : ndarray, shape (K - 1, N)
+    sizes : ndarray, shape (K - 1,)
+        Numbers of subjects that the gate expects.
+    intercept : ndarray, shape (m,)
+        Gate coefficients that raise every log-odds by one.
     """
 
     problem: ClosedForm
@@ -87,6 +92,13 @@ class Beside:
     base: Array
     owner: NDArray[np.intp]
     log_prior: Array
+    sizes: Array
+    intercept: Array
+
+    @property
+    def gate(self) -> Array:
+        """Gate coefficients of all its experts, shape (K - 1, m)."""
+        return np.concatenate([np.zeros((1, self.intercept.size)), self.params.gamma[0]])
 
 
 def gains_little(problem: ClosedForm, smaller: Array, level: float) -> bool:
@@ -128,7 +140,9 @@ def beside(below: ClosedForm, theta: Array) -> Beside:
     params = free_to_working(below.structure, theta[None])
     joint = subject_logliks(below, theta).T
     log_prior = gate_log_probabilities(below.W, params.gamma)[0]
-    return Beside(below, params, logsumexp(joint, axis=0), joint.argmax(axis=0), log_prior)
+    intercept = np.linalg.lstsq(below.W, np.ones(len(below.W)), rcond=None)[0]
+    base, sizes = logsumexp(joint, axis=0), np.exp(log_prior).sum(axis=1)
+    return Beside(below, params, base, joint.argmax(axis=0), log_prior, sizes, intercept)
 
 
 def with_new(problem: ClosedForm, params: Params, new: Inserted) -> Array:
@@ -169,42 +183,59 @@ def insertions(fit: Beside, features: Array, rng: np.random.Generator) -> Insert
     alone = one_expert_problem(fit.problem)
     part, pairs = alone.take(few), np.column_stack(np.triu_indices(few.size, 1))
     pairs = pairs[np.argsort(-worth(fit, few[pairs]), kind="stable")]
-    p, batches = fit.params, []
-    full = np.concatenate([np.zeros((1, p.gamma.shape[2])), p.gamma[0]])[:, None]
-    # 1. Experts fitted to sets of subjects, then to whoever joins them or leaves. In small batches: the working arrays
-    #    of more sets at once would not fit the cache.
-    for _ in range(_BATCHES):
-        sets, first = _sets(features[few], pairs, rng)
-        source = fit.owner[few[first]]
-        params = Params(full[source], *(part[0][source][:, None] for part in parts_of(p)[1:]))
-        new = Inserted(np.zeros(_BATCH), params, few, sets, source)
-        for _ in range(_SET_ROUNDS):
-            new = _fitted(fit, part, new, expectations(part, _alone(new), sets[:, None]), tilt=False)
-        for _ in range(_FIRST_ROUNDS):
-            new = _grown(fit, part, new, tilt=False)
-        batches.append(_best(new, _BATCH // 4))
-    gain, share, source = (np.concatenate([getattr(b, name) for b in batches]) for name in ("gain", "share", "source"))
-    together = zip(*(parts_of(b.params) for b in batches), strict=True)
-    new = Inserted(gain, Params(*(np.concatenate(each) for each in together)), few, share, source)
-    # 2. The best of them grow on; those that would fit a few subjects exactly are no experts.
-    for rounds, kept in zip(_ROUNDS, _KEPT, strict=True):
-        for _ in range(rounds):
-            new = _grown(fit, part, new, tilt=False)
-        new = _best(new, kept)
+    # 1. Experts fitted to random sets of subjects, then to whoever joins them or leaves. In small batches: the working
+    #    arrays of more sets at once would not fit the cache.
+    new = _together([_raised(fit, part, few, *_sets(features[few], pairs, rng)) for _ in range(_BATCHES)])
+    # 2. What is left of them is bred: sets of some subjects of one, often with some of another, hold more of a right
+    #    handful than pairs at random do. Those that would fit a few subjects exactly are no experts.
+    for _ in range(_GENERATIONS):
+        new = new.take(distinct(_unless_exact(fit, new), _PARENTS))
+        if not new.gain.size:
+            return new
+        new = _together([new, _raised(fit, part, few, *_bred(new, rng))])
     new = new.take(distinct(_unless_exact(fit, new), _FINALISTS))
-    if not new.gain.size:
-        return new
     # 3. With a gate of their own, and among more subjects.
     new = replace(new, subjects=many, share=np.pad(new.share, ((0, 0), (0, many.size - few.size))))
     part = alone.take(many)
     for _ in range(_FINAL_ROUNDS):
-        before, new = new, _grown(fit, part, new, tilt=True)
-    return _unless_exact(fit, replace(new, params=before.params))  # to which the gain belongs
+        new = _grown(fit, part, new, tilt=True)
+    return _unless_exact(fit, _weighed(fit, part, new))
 
 
-def _best(new: Inserted, n: int) -> Inserted:
-    """The `n` that gain most; of sets that have grown to the same handful, which have the same gain, one."""
-    return new.take(np.unique(np.round(new.gain, 3), return_index=True)[1][::-1][:n])
+def _raised(fit: Beside, part: ClosedForm, few: NDArray[np.intp], sets: Array, first: NDArray[np.intp]) -> Inserted:
+    """New experts grown from `sets` of the subjects `few`, memberships (C, n), with the gate of their `first`."""
+    p, source = fit.params, fit.owner[few[first]]
+    params = Params(fit.gate[source][:, None], *(part[0][source][:, None] for part in parts_of(p)[1:]))
+    new = Inserted(np.zeros(len(sets)), params, few, sets, source)
+    for _ in range(_SET_ROUNDS):
+        new = _fitted(fit, part, new, expectations(part, _alone(new), sets[:, None]), tilt=False)
+    for _ in range(_GROWING):
+        new = _grown(fit, part, new, tilt=False)
+    return _weighed(fit, part, new)
+
+
+def _together(all_of: list[Inserted]) -> Inserted:
+    """All of them, which have the same subjects."""
+    gain, share, source = (np.concatenate([getattr(b, name) for b in all_of]) for name in ("gain", "share", "source"))
+    params = zip(*(parts_of(b.params) for b in all_of), strict=True)
+    return Inserted(gain, Params(*(np.concatenate(each) for each in params)), all_of[0].subjects, share, source)
+
+
+def _bred(new: Inserted, rng: np.random.Generator) -> tuple[Array, NDArray[np.intp]]:
+    """Memberships, shape (C, n), of sets of two to four subjects of one new expert, half with one or two of another.
+
+    And a member of each. Experts are drawn more often the more they gain.
+    """
+    order, C = np.argsort(-new.gain, kind="stable"), len(new.gain)
+    sets = np.zeros((_BATCH, new.share.shape[1]), dtype=bool)
+    for least, most, who in ((2, 4, np.arange(_BATCH)), (1, 2, np.arange(_BATCH // 2))):
+        parents = order[(C * rng.uniform(size=who.size) ** 2).astype(int)]
+        draw = np.where(
+            new.share[parents] > _MEMBER, rng.uniform(size=(who.size, sets.shape[1])), 2 - new.share[parents]
+        )
+        chosen = draw.argsort(axis=1).argsort(axis=1) < rng.integers(least, most + 1, size=who.size)[:, None]
+        sets[who] |= chosen & ((draw < 1) | (least > 1))
+    return sets.astype(float), sets.argmax(axis=1)
 
 
 def _unless_exact(fit: Beside, new: Inserted) -> Inserted:
@@ -289,42 +320,43 @@ def _length(factor: Array) -> Array:
 
 
 def _grown(fit: Beside, alone: ClosedForm, new: Inserted, tilt: bool) -> Inserted:
-    """New experts after one round: whoever they describe better joins, then their parameters follow their subjects.
-
-    The gain is that of the parameters before.
-    """
-    odds, base = _odds(fit, new.params.gamma), fit.base[new.subjects]
-    log_ratio = odds[:, new.subjects]
+    """New experts after one round: whoever they describe better joins, then their parameters follow their subjects."""
+    odds, base = _odds(fit, new.params.gamma, new.subjects), fit.base[new.subjects]
 
     def joined(where: slice, log_density: Array) -> Array:
-        log_ratio[:, where] += log_density[:, 0] - base[where]
-        return np.asarray(expit(log_ratio[:, None, where]))
+        return np.asarray(expit(odds[:, None, where] + log_density - base[where]))
 
     e = expectations(alone, _alone(new), joined)
+    return _fitted(fit, alone, replace(new, share=e.responsibilities[:, 0]), e, tilt)
+
+
+def _weighed(fit: Beside, alone: ClosedForm, new: Inserted) -> Inserted:
+    """New experts with the shares and the gain that their parameters give."""
+    odds = _odds(fit, new.params.gamma, np.arange(fit.base.size))
+    log_ratio, params = odds[:, new.subjects] - fit.base[new.subjects], _alone(new)
+    for where, experts in alone.experts.blocks(len(odds)):
+        log_ratio[:, where] += experts.densities(params).log_density[:, 0]
     gain = np.logaddexp(0, log_ratio).sum(axis=1) - np.logaddexp(0, odds).sum(axis=1)
-    return _fitted(fit, alone, replace(new, gain=gain, share=e.responsibilities[:, 0]), e, tilt)
+    return replace(new, gain=gain, share=expit(log_ratio))
 
 
 def _shifted(fit: Beside, new: Inserted) -> Array:
     """Gate coefficients, shape (C, 1, m), of the experts that new ones came from, shifted to the size of these."""
-    W = fit.problem.W
-    full = np.concatenate([np.zeros((1, W.shape[1])), fit.params.gamma[0]])[new.source]
-    expected = np.exp(fit.log_prior).sum(axis=1)[new.source]
-    shift = np.log(np.clip(new.share.sum(axis=1), 0.1, 0.5 * len(W)) / expected)
-    intercept = np.linalg.lstsq(W, np.ones(len(W)), rcond=None)[0]
-    return np.asarray((full + shift[:, None] * intercept)[:, None])
+    full = fit.gate[new.source]
+    shift = np.log(np.clip(new.share.sum(axis=1), 0.1, 0.5 * fit.base.size) / fit.sizes[new.source])
+    return np.asarray((full + shift[:, None] * fit.intercept)[:, None])
 
 
-def _odds(fit: Beside, gamma: Array) -> Array:
-    """Log-odds of new experts against the fit before the responses are known, shape (C, N)."""
-    return np.asarray(gamma[:, 0] @ fit.problem.W.T + fit.log_prior[0])
+def _odds(fit: Beside, gamma: Array, subjects: NDArray[np.intp]) -> Array:
+    """Log-odds of new experts against the fit before the responses are known, shape (C, n)."""
+    return np.asarray(gamma[:, 0] @ fit.problem.W[subjects].T + fit.log_prior[0, subjects])
 
 
 def _tilted(fit: Beside, new: Inserted) -> Array:
     """Gate coefficients, shape (C, 1, m), after a Newton step to those that the shares call for."""
     W, gamma = fit.problem.W, new.params.gamma
     m = W.shape[1]
-    probability = expit(_odds(fit, gamma))  # (C, N)
+    probability = expit(_odds(fit, gamma, np.arange(len(W))))  # (C, N)
     score = new.share @ W[new.subjects] - probability @ W
     outer = (W[:, :, None] * W[:, None]).reshape(len(W), m * m)
     information = ((probability * (1 - probability)) @ outer).reshape(-1, m, m)
@@ -344,6 +376,6 @@ def distinct(new: Inserted, n: int) -> NDArray[np.intp]:
         if len(kept) == n or np.isneginf(new.gain[i]):
             break
         common = np.minimum(new.share[kept], new.share[i]).sum(axis=1)
-        if not (common > _SAME_SHARE * np.minimum(size[kept], size[i])).any():
+        if not (common > _SAME_SHARE * np.maximum(size[kept], size[i])).any():
             kept.append(int(i))
     return np.array(kept, dtype=np.intp)

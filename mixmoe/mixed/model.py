@@ -106,10 +106,14 @@ class MEMoE(Estimation):
         from the others count less. Standard deviations are then scales: variances are df / (df - 2) times as large.
     errors_df : float, optional
         Degrees of freedom of the t distribution; by default estimated.
-    family : {"gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal"}
-        Distribution of the response given expert and random effects; logit links for binomial and beta responses, log
-        links for counts and gamma ones. Dispersions: ``theta`` (variance ``mu + mu^2 / theta``), ``shape`` (``mu^2 /
-        shape``), ``phi`` (``mu (1 - mu) / (1 + phi)``). ``"negativebinomial"`` is another name of ``"negbinomial"``.
+    family : {"gaussian", "binomial", "poisson", "negbinomial", "zipoisson", "zinegbinomial", ...}
+        Also ``"gamma"``, ``"beta"``, ``"ordinal"``. Distribution of the response given expert and random effects; logit
+        links for binomial and beta responses, log links for counts and gamma ones. Dispersions: ``theta`` (variance
+        ``mu + mu^2 / theta``), ``shape`` (``mu^2 / shape``), ``phi`` (``mu (1 - mu) / (1 + phi)``).
+        ``"negativebinomial"`` is another name of ``"negbinomial"``.
+        ``"zipoisson"`` (``"zip"``) and ``"zinegbinomial"`` (``"zinb"``): a row is zero for certain with probability
+        ``zeros``, of each expert or with ``residual="common"`` of all, as in glmmTMB's ``ziformula = ~ 1``;
+        coefficients and random effects are those of the other counts, expected responses those of all.
         ``"ordinal"``: ordered categories (an ordered Categorical, or numbers) by proportional odds, ``logit P(y <= j) =
         cut_j - eta`` as in ordinal::clmm, with thresholds ``cut1(low|mid)`` ... in the place of the intercept. Each
         expert has its own; with ``residual="common"`` they share the distances between them, as the classes of lcmm's
@@ -405,7 +409,7 @@ class MEMoE(Estimation):
             given = Estimated(self.n_experts, self.vector(start))
         facts = partial(self._facts, (n_starts, given, max_iter, tol))
         with remembered(checkpoint, facts, rng, control) as (generator, limits):
-            fit = seeded(self.maximum(n_starts, generator, given, limits), rng)
+            fit = seeded(self.maximum(n_starts, generator, given, limits), rng, starts)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
         return self.penalised(fit)._reported(fit, kind, cov_options)

@@ -41,6 +41,7 @@ from mixmoe.mixed.parameters import (
 )
 from mixmoe.mixed.smooth.functions import with_functions
 from mixmoe.mixed.thresholds import OrdinalResponse, Thresholds, step_extra
+from mixmoe.mixed.zero_inflation import ZeroInflatedResponse, certain_zeros
 from mixmoe.numerics.linalg import apply_inverse, orthogonal_columns
 from mixmoe.responses.distribution import (
     ETA_LIMIT,
@@ -51,6 +52,7 @@ from mixmoe.responses.distribution import (
     constant_within,
 )
 from mixmoe.responses.exponential import family_named, name_of_family
+from mixmoe.responses.zero_inflated import ZeroInflated
 
 
 def cluster_codes(design: Design, cluster: Any = None) -> NDArray[np.int64]:
@@ -86,8 +88,23 @@ def cluster_codes(design: Design, cluster: Any = None) -> NDArray[np.int64]:
 
 Method = Literal["ml", "reml"]
 _NO_NOISE = 1e-10  # residual deviation beside that of the response
-FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal")
-_DISPERSIONS: Mapping[str, str] = {"negbinomial": "theta", "gamma": "shape", "beta": "phi"}
+FAMILIES = (
+    "gaussian",
+    "binomial",
+    "poisson",
+    "negbinomial",
+    "zipoisson",
+    "zinegbinomial",
+    "gamma",
+    "beta",
+    "ordinal",
+)
+_DISPERSIONS: Mapping[str, str] = {
+    "negbinomial": "theta",
+    "zinegbinomial": "theta",
+    "gamma": "shape",
+    "beta": "phi",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +176,12 @@ def build_response_model(
         return ResponseModel(known, None, residual, 1)
     if known == "ordinal":
         return ResponseModel(known, OrdinalResponse(np.zeros(0)), residual, n_quad)
-    extras = (dispersion(_DISPERSIONS[known], residual == "expert"),) if known in _DISPERSIONS else ()
-    return ResponseModel(known, FamilyResponse(family_named(known, FAMILIES), extras), residual, n_quad)
+    own, response = residual == "expert", family_named(known, FAMILIES)
+    extras = (dispersion(_DISPERSIONS[known], own),) if known in _DISPERSIONS else ()
+    if isinstance(response, ZeroInflated):
+        inflated = ZeroInflatedResponse(response, (*extras, certain_zeros(own)))
+        return ResponseModel(known, inflated, residual, n_quad)
+    return ResponseModel(known, FamilyResponse(response, extras), residual, n_quad)
 
 
 def with_levels(model: ResponseModel, design: Design) -> ResponseModel:

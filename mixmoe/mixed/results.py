@@ -193,7 +193,7 @@ class MEMoEResults(MoEResults):
         ApproximationWarning
             If there are more than three random effects and responses are not Gaussian.
         MixmoeWarning
-            If no subject of `history` is in `new`.
+            If no subject of `history` is in `new`, or, for ``kind="subject"`` without one, if some are not in the fit.
 
         Notes
         -----
@@ -589,7 +589,9 @@ class GLMMResults(MEMoEResults):
     def curves(self, kind: str = "trajectories", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure; see `MEMoEResults.curves`. Population means at one trial and offset zero.
 
-        For an ordinal response also ``"categories"``: the probability of each category, one panel per expert.
+        For an ordinal response also ``"categories"``: the probability of each category, one panel per expert, which is
+        the figure to show; in ``"trajectories"`` observed courses, which share few grades, lie a little above or below
+        them, so that none hides another.
         """
         checked_choice(kind, "kind", self._curve_kinds)
         if kind == "gate":

@@ -11,6 +11,7 @@ from mixmoe.mixed.ascents import MARGIN, Search, climb_from, finish, permute, ra
 from mixmoe.mixed.end_points import (
     Ends,
     candidates,
+    continued,
     join,
     one_search,
     or_any,
@@ -391,19 +392,8 @@ def _settled(problem: ClosedForm, one: OneExpert, found: Ends, control: Control)
     if found.climb.converged[best] or not np.isfinite(found.rank[best]):
         return found
     end = race(problem, one.sigma, found.climb.theta[[best]], replace(control, max_iter=5 * control.max_iter))
-    c, e = found.climb, end.climb
+    climb = continued(found.climb, np.array([best]), end.climb)
     at = np.arange(found.rank.size) == best
-    traces = tuple(t + e.traces[0][1:] if i == best else t for i, t in enumerate(c.traces))
-    climb = Climb(
-        np.where(at[:, None], e.theta, c.theta),
-        np.where(at, e.loglik, c.loglik),
-        np.where(at[:, None], e.score, c.score),
-        c.n_iter + at * e.n_iter,
-        c.n_evaluations + at * e.n_evaluations,
-        c.converged | at,
-        traces,
-        c.interrupted or e.interrupted,
-    )
     return replace(found, climb=climb, rank=np.where(at, end.rank, found.rank))
 
 
@@ -440,13 +430,14 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
 
 
 def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
-    """`found` with ascents from around the best end of each search, where errors or categories have parameters.
+    """`found` with ascents from around the best end of each search, where errors, categories or zeros have parameters.
 
     The closed form takes these to be the same for all experts, and has no maxima in which they differ. Each search
     looks for them by itself, from starts of its own, so that it counts that two reach one.
     """
     s = problem.structure
-    if not (s.extras and (s.has_sigma or s.thresholds is not None)):
+    own_zeros = any(extra.block == "zeros" for extra in s.extras)
+    if not (s.extras and (s.has_sigma or s.thresholds is not None or own_zeros)):
         return found
     for i in np.unique(found.search):
         if found.climb.interrupted:
@@ -465,13 +456,13 @@ def _less_dispersed(problem: Problem, one: OneExpert, found: Ends, control: Cont
     The dispersion of one expert for all holds the distances between groups too. With it a mixture passes for noise: the
     closed form has no maximum of two experts, and that of the likelihood lies behind a saddle.
     """
-    where = [at for extra, at in problem.structure.spans if extra.block == "dispersion"]
-    if not where:
+    towards = np.concatenate([np.full(extra.size, extra.concentrates) for extra in problem.structure.extras] or [[]])
+    if not towards.any():
         return found
     clearer, n = [], 2 * problem.structure.n_experts
     for factor in _LESS_DISPERSED:
         extra = one.params.extra.copy()
-        extra[..., where[0]] += np.log(factor)
+        extra += np.log(factor) * towards
         clearer.append(replace(one, params=replace(one.params, extra=extra)))
     closed = [closed_form_problem(problem, each.params) for each in clearer]
     for i in np.unique(found.search):

@@ -34,8 +34,10 @@ from mixmoe.numerics.optimise import MANY_PARAMETERS, Climb, Control, climb
 _SOFT = 0.1  # share of a partition that is spread evenly over the experts
 _ROUNDS_OF_MEANS = 3  # of K-means, from which a partition starts; it need not converge
 _SHELLS = 0.5  # of the cuts are around the centre of an expert
+_STEEP = 8.0  # log-odds per standard deviation of the covariates that a corner is cut off with
 _TAIL = 0.01  # smallest share of an expert that is cut off it
 _LEAST_INFORMATION = 1e-3  # per subject, in working coordinates, that ascents start with
+_LEAST_EXACT = 1e-6  # the same where it is the information itself: along separated levels it is small, and steps long
 _FEW_POINTS = 2  # at which the information itself is worth its cost
 
 
@@ -70,11 +72,13 @@ def first_inverse(problem: Problem, theta: Array) -> Array:
     if problem.has_many_columns and len(theta) > _FEW_POINTS and theta.shape[1] > MANY_PARAMETERS:
         sizes = np.nan_to_num(summed_squares(problem, theta))
         return 1.0 / np.maximum(sizes, _LEAST_INFORMATION * problem.n_subjects)
-    if problem.has_many_columns and len(theta) <= _FEW_POINTS:
+    exact = problem.has_many_columns and len(theta) <= _FEW_POINTS
+    if exact:
         information = np.array([np.nan_to_num(observed_information(problem, point)) for point in theta])
     else:
         information = summed_products(problem, theta)
-    return np.array([floored_inverse(each, _LEAST_INFORMATION * problem.n_subjects) for each in information])
+    least = (_LEAST_EXACT if exact else _LEAST_INFORMATION) * problem.n_subjects
+    return np.array([floored_inverse(each, least) for each in information])
 
 
 def one_expert_problem(problem: Problem[Model]) -> Problem[Model]:
@@ -299,16 +303,37 @@ def carried_starts(
     nested = working_to_free(problem.structure, doubled[int(current.sum(axis=1).argmax())])
     at = np.repeat(np.arange(len(current)), n_splits)
     given = [_split(current, int(k), one.features, rng) for k in at]
-    corners = _whitened(problem.W)
-    if corners.shape[1]:  # a corner of the gate's covariates, whichever experts its subjects belong to
-        sides = [random_side(np.ones(problem.n_subjects), corners, rng, 0.0) for _ in range(n_splits)]
-        given += [np.vstack([current * (1 - side), side]) for side in sides]
-        at = np.append(at, np.full(n_splits, current.sum(axis=1).argmax()))
+    slopes = _corners(problem.W, n_splits, rng)
+    if len(slopes):  # a corner of the gate's covariates, whichever experts its subjects belong to
+        given += [np.vstack([current * (1 - side), side]) for side in 1.0 * (slopes @ problem.W.T > 0)]
+        at = np.append(at, np.full(len(slopes), current.sum(axis=1).argmax()))
     closed = closed_form_problem(problem, one.params)
     parts = zip(*(parts_of(without_extras(doubled[k])) for k in at), strict=True)
     start = refit(closed, Params(*(np.concatenate(part) for part in parts)), np.array(given))
+    # With a flat gate the subjects of a corner would disperse before the steps of the gate have found it.
+    start.gamma[len(given) - len(slopes) :, -1] = slopes
     found, _ = em_iterations(closed, working_to_free(closed.structure, start), n_em)
     return np.vstack([nested, with_extras(problem, found, one.params)])
+
+
+def _corners(W: Array, n: int, rng: np.random.Generator) -> Array:
+    """Gate coefficients, shape (n', m), that are steep across cuts through the covariates W, (N, m); none without any.
+
+    Both ends of random directions, with shares of the subjects spread evenly on the scale of logarithms.
+    """
+    points = _whitened(W)
+    if not points.shape[1]:
+        return np.empty((0, W.shape[1]))
+    directions = np.repeat(rng.normal(size=((n + 1) // 2, points.shape[1])), 2, axis=0)[:n]
+    directions[1::2] *= -1
+    position = points @ (directions / np.linalg.norm(directions, axis=1, keepdims=True)).T  # (N, n)
+    each = np.arange(n) // 2
+    share = np.exp(
+        np.log(_TAIL)
+        + np.log(0.5 / _TAIL) * (rng.permutation(each.max() + 1)[each] + rng.uniform(size=n)) / (each.max() + 1)
+    )
+    cut = np.array([np.quantile(at, 1 - size) for at, size in zip(position.T, share, strict=True)])
+    return np.linalg.lstsq(W, _STEEP * (position - cut), rcond=None)[0].T
 
 
 def parts_of(params: Params) -> tuple[Array, ...]:

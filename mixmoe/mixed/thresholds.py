@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.modes import Extra, FurtherTerms, Positive, Terms
+from mixmoe.mixed.likelihood.modes import Extra, Positive, Terms
 from mixmoe.mixture.estimate import Parameter
 from mixmoe.responses.cumulative_logit import (
     Borders,
@@ -27,7 +27,7 @@ from mixmoe.responses.cumulative_logit import (
     score_variance,
     with_ends,
 )
-from mixmoe.responses.distribution import Curvature, Outcome
+from mixmoe.responses.distribution import Curvature, FurtherTerms, Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ class Starts:
         on some of the units, or are not known.
     seed : int or None
         Of the random starts; None if it was a generator or none was given.
+    asked : int or None
+        What ``starts=`` was given; splits, merges and what is carried from smaller fits come on top.
     """
 
     n_starts: int
@@ -60,6 +62,7 @@ class Starts:
     n_replicated: int
     ends: Array = field(default_factory=lambda: np.empty(0))
     seed: int | None = None
+    asked: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +132,15 @@ def _rank(fit: EMFit) -> float:
     return -np.inf if any(flag.code == "degenerate" for flag in fit.flags) else fit.loglik + fit.penalty
 
 
-def seeded(fit: EMFit, rng: Any) -> EMFit:
-    """The fit with the seed that it came from, if `rng` is one."""
-    return replace(fit, starts=replace(fit.starts, seed=seed_of(rng)))
+def seeded(fit: EMFit, rng: Any, starts: Any) -> EMFit:
+    """The fit with the seed that it came from, if `rng` is one, and the number of starts that was asked for."""
+    asked = None if starts is None else int(starts)
+    return replace(fit, starts=replace(fit.starts, seed=seed_of(rng), asked=asked))
 
 
-Block = Literal["fixed", "expert", "common", "gate", "random", "residual", "dispersion", "threshold", "smooth", "other"]
+Block = Literal[
+    "fixed", "expert", "common", "gate", "random", "residual", "dispersion", "zeros", "threshold", "smooth", "other"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +152,8 @@ class Parameter:
     name : str
         Full name as used in hypotheses, e.g. ``expert1.time``, ``gate2.z``, ``sd1(time|id)``, ``sigma1``.
     block : str
-        ``"expert"``, ``"common"``, ``"gate"``, ``"random"``, ``"residual"``, ``"dispersion"``, ``"threshold"``,
-        ``"smooth"`` (a coefficient of a penalised function) or ``"other"`` (limits on its own scale).
+        ``"expert"``, ``"common"``, ``"gate"``, ``"random"``, ``"residual"``, ``"dispersion"``, ``"zeros"``,
+        ``"threshold"``, ``"smooth"`` (a coefficient of a penalised function) or ``"other"`` (limits on its own scale).
     term : str
         Name within its block, e.g. ``time`` or ``sd(time)``.
     expert : int or None

@@ -7,13 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array, IntArray
-from mixmoe.design.design import Design, column_terms
+from mixmoe.design.checks import level_scores
+from mixmoe.design.design import Design, column_terms, offset_of, weights_of
 from mixmoe.design.formula import MoEFormula
 from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.blocks import Block, Blocks, Tensor, build_blocks, torch
 from mixmoe.neural.estimators.trained import Problem
 from mixmoe.neural.network import Network
-from mixmoe.neural.posterior import Family
+from mixmoe.neural.response_law import COUNTS, OF_NORMAL, Family
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,16 @@ class Scaling:
         Columns of the expert design that the network sees: all but the intercept.
     mean, sd : ndarray, shape (p,)
     y_mean, y_sd : float
-        0 and 1 unless the response is Gaussian.
+        0 and 1 unless the response is Gaussian; of counts `y_mean` is the log of their mean rate, from which outputs
+        of the network are reckoned.
     gate_columns : ndarray of int, shape (m,)
         Columns of the gate's design: covariates of persons that transitions go with (CRF).
     gate_mean, gate_sd : ndarray, shape (m,)
         Over persons.
+    scale_mean, scale_sd : ndarray, shape (v,)
+        Of the covariates of the log dispersion.
+    has_offset : bool
+        Whether rows have an offset, of counts the log of their mean rate beside that of the exposure.
     """
 
     columns: IntArray
@@ -41,6 +47,9 @@ class Scaling:
     gate_columns: IntArray
     gate_mean: Array
     gate_sd: Array
+    scale_mean: Array
+    scale_sd: Array
+    has_offset: bool = False
 
     def inputs(self, expert: Array) -> Array:
         """Standardised inputs, shape (n, p)."""
@@ -51,17 +60,41 @@ class Scaling:
         return (gate[:, self.gate_columns] - self.gate_mean) / self.gate_sd
 
     def rows(self, design: Design) -> Array:
-        """What the network sees of each row, shape (n, p + m): inputs, and behind them the person's covariates."""
-        inputs = self.inputs(design.expert)
-        return np.hstack([inputs, self.covariates(design.gate)[design.codes]]) if len(self.gate_columns) else inputs
+        """What the network sees of each row, shape (n, p + m).
 
-    def response(self, y: NDArray) -> NDArray:
-        """Standardised response; codes of categories stay as they are."""
-        return y if y.dtype.kind in "iu" else (y - self.y_mean) / self.y_sd
+        Inputs, and behind them the person's covariates (CRF), or those of the log dispersion, at their means where the
+        design has none, and the offset.
+        """
+        columns = [self.inputs(design.expert)]
+        if len(self.gate_columns):
+            columns.append(self.covariates(design.gate)[design.codes])
+        if len(self.scale_mean):
+            absent = np.broadcast_to(self.scale_mean, (design.n, len(self.scale_mean)))
+            z = design.sigma if design.sigma.shape[1] else absent
+            columns.append((z - self.scale_mean) / self.scale_sd)
+        if self.has_offset:
+            columns.append((self.y_mean + offset_of(design))[:, None])
+        return np.hstack(columns)
+
+    def response(self, y: Array) -> Array:
+        """Standardised response of numbers."""
+        return (y - self.y_mean) / self.y_sd
+
+
+def coded_response(design: Design, family: Family, scaling: Scaling) -> NDArray:
+    """The response as the likelihood has it, shape (n,): standardised, counts, or codes of categories; zero without."""
+    kind = np.int64 if family in ("multiclass", "crf", "ordinal") else float
+    if design.response is None:
+        return np.zeros(design.n, dtype=kind)
+    if family == "ordinal":
+        return np.searchsorted(level_scores(design.response_levels or ()), design.response).astype(kind)
+    y = design.response.astype(kind)
+    return scaling.response(y) if family in OF_NORMAL else y
 
 
 def build_scaling(design: Design, family: Family) -> Scaling:
     """Means and standard deviations (n - 1) of the training data."""
+    offset = offset_of(design)
     columns = np.array([k for k, name in enumerate(design.names.expert) if name != "Intercept"], dtype=np.intp)
     x = design.expert[:, columns]
     sd = x.std(axis=0, ddof=1) if design.n > 1 else np.ones(x.shape[1])
@@ -69,11 +102,17 @@ def build_scaling(design: Design, family: Family) -> Scaling:
     of_gate = np.array([k for k, name in enumerate(design.names.gate) if name != "Intercept"], dtype=np.intp)
     w = design.gate[:, of_gate]
     spread = w.std(axis=0, ddof=1) if design.n_units > 1 else np.ones(w.shape[1])
-    gate = (of_gate, w.mean(axis=0), np.where(spread > 0, spread, 1.0))
-    if family != "gaussian" or design.response is None:
-        return Scaling(columns, x.mean(axis=0), sd, 0.0, 1.0, *gate)
-    y = design.response
-    return Scaling(columns, x.mean(axis=0), sd, float(y.mean()), float(y.std(ddof=1)), *gate)
+    z = design.sigma
+    of_scale = z.std(axis=0, ddof=1) if design.n > 1 else np.ones(z.shape[1])
+    of_gates = (of_gate, w.mean(axis=0), np.where(spread > 0, spread, 1.0))
+    of_scales = (z.mean(axis=0), np.where(of_scale > 0, of_scale, 1.0))
+    has_offset = family in COUNTS or "offset" in design.aux
+    y_mean, y_sd, y = 0.0, 1.0, design.response
+    if family in COUNTS and y is not None:
+        y_mean = float(np.log(y.sum() / np.exp(offset).sum()))
+    if family in OF_NORMAL and y is not None:
+        y_mean, y_sd = float(y.mean()), float(y.std(ddof=1))
+    return Scaling(columns, x.mean(axis=0), sd, y_mean, y_sd, *of_gates, *of_scales, has_offset)
 
 
 def named_inputs(
@@ -143,15 +182,20 @@ def blocks_of(
     n_members = int(members.max()) + 1 if len(members) else 0
     owner = np.zeros(n_members, dtype=np.intp)
     owner[members] = persons[design.codes]
-    kind = np.int64 if family in ("multiclass", "crf") else float
-    y = np.zeros(design.n, dtype=kind) if design.response is None else design.response.astype(kind)
-    if family == "gaussian" and design.response is not None:
-        y = scaling.response(y)
+    y = coded_response(design, family, scaling)
     x = scaling.rows(design)
     mine = None if levels is None else levels[rows]
     known = None if given is None else given[rows]
     return build_blocks(
-        x[rows], y[rows], members[rows], n_members, persons=owner, levels=mine, given=known, device=device
+        x[rows],
+        y[rows],
+        members[rows],
+        n_members,
+        persons=owner,
+        levels=mine,
+        given=known,
+        weights=weights_of(design)[rows],
+        device=device,
     )
 
 
@@ -270,4 +314,5 @@ def take_members(block: Block, chosen: Tensor) -> Block:
     longest = int(mask.sum(1).max()) if len(mask) else 0
     x, y = (values[chosen, :longest] for values in (block.x, block.y))
     rows, levels = block.rows[chosen.cpu().numpy(), :longest], block.levels[chosen, :longest]
-    return Block(block.persons[chosen], x, y, mask[:, :longest], rows, levels, block.given[chosen, :longest])
+    given, weights = block.given[chosen, :longest], block.weights[chosen, :longest]
+    return Block(block.persons[chosen], x, y, mask[:, :longest], rows, levels, given, weights)

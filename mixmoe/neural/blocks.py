@@ -34,10 +34,11 @@ def load_torch() -> ModuleType:
 class LazyTorch:
     """Stand-in for the torch module; the first attribute asked for imports it."""
 
-    __slots__ = ()
-
     def __getattr__(self, name: str) -> Any:
-        return getattr(load_torch(), name)
+        found = getattr(load_torch(), name)
+        # Kept, as small steps ask a hundred thousand times, and each time the import system would be asked.
+        setattr(self, name, found)
+        return found
 
 
 torch: Any = LazyTorch()
@@ -110,6 +111,8 @@ class Block:
         Level of each row in each further grouping; -1 where padded or not known.
     given : Tensor, shape (B, T)
         One where the state is known beforehand: validation rows of a CRF are scored given those before them.
+    weights : Tensor, shape (B, T)
+        Of the log-densities of the rows, one without weights; zero where padded.
     """
 
     persons: Tensor
@@ -119,6 +122,7 @@ class Block:
     rows: IntArray
     levels: Tensor
     given: Tensor
+    weights: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,7 @@ def build_blocks(
     persons: IntArray | None = None,
     levels: IntArray | None = None,
     given: NDArray[np.bool_] | None = None,
+    weights: Array | None = None,
     device: str = "cpu",
     max_cells: int = 100_000,
 ) -> Blocks:
@@ -192,6 +197,8 @@ def build_blocks(
         Level of each row in each further grouping, -1 for none; default: no such grouping.
     given : ndarray of bool, shape (n,), optional
         Rows whose state is known beforehand; default: none.
+    weights : ndarray, shape (n,), optional
+        Of the log-densities of the rows; default: one.
     device : str
     max_cells : int
         Largest number of cells in one block: bounds the memory of one step.
@@ -203,8 +210,9 @@ def build_blocks(
     cuts = split_lengths(lengths[order], max_cells)
     of_rows = np.empty((len(codes), 0), dtype=np.intp) if levels is None else levels
     known = np.zeros(len(codes), dtype=bool) if given is None else given
+    each = np.ones(len(codes)) if weights is None else weights
     blocks = tuple(
-        pad_block(x, y, of_rows, known, owner[order[a:b]], starts[order[a:b]], lengths[order[a:b]], device)
+        pad_block(x, y, of_rows, known, each, owner[order[a:b]], starts[order[a:b]], lengths[order[a:b]], device)
         for a, b in pairwise(cuts)
     )
     return Blocks(blocks, len(codes))
@@ -215,6 +223,7 @@ def pad_block(
     y: NDArray,
     levels: IntArray,
     given: NDArray[np.bool_],
+    weights: Array,
     persons: IntArray,
     starts: IntArray,
     lengths: IntArray,
@@ -228,6 +237,7 @@ def pad_block(
     y : ndarray, shape (n,)
     levels : ndarray of int, shape (n, G)
     given : ndarray of bool, shape (n,)
+    weights : ndarray, shape (n,)
     persons, starts, lengths : ndarray, shape (B,)
     device : str
     """
@@ -242,6 +252,7 @@ def pad_block(
         rows,
         torch.as_tensor(np.where(present[:, :, None], levels[rows], -1), device=device),
         torch.as_tensor((present & given[rows]).astype(float), device=device),
+        torch.as_tensor(np.where(present, weights[rows], 0.0), device=device),
     )
 
 

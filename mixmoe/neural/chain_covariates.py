@@ -21,7 +21,9 @@ from mixmoe.neural.batches import Scaling, split_rows
 from mixmoe.neural.displays import fit_starts
 from mixmoe.neural.estimators.linearised import build_control
 from mixmoe.neural.estimators.trained import Problem
-from mixmoe.neural.network import CHAIN, chain_shapes, lay_out, personal_entries
+from mixmoe.neural.network import CHAIN, chain_shapes, lay_out
+from mixmoe.neural.personal_layers import personal_entries
+from mixmoe.numerics.optimise import progress_bar
 from mixmoe.output.records import Table
 
 if TYPE_CHECKING:
@@ -122,16 +124,26 @@ def reduced_problem(design: Design, problem: Problem, scaling: Scaling, kept: ND
     )
 
 
-def ratio_rows(results: "NMEResults") -> Array:
-    """Twice the log-likelihood that each term of ``gate:`` brings, fits without it being made, shape (n_terms,)."""
+def ratio_rows(results: "NMEResults", progress: bool | None) -> Array:
+    """Twice the log-likelihood that each term of ``gate:`` brings, fits without it being made, shape (n_terms,).
+
+    Parameters
+    ----------
+    progress : bool or None
+        Show a bar of the terms; None: in a terminal, and if it takes more than a few seconds.
+    """
     model, training = results.model, dict(results.training)
     terms, starts, found = np.array(terms_of(model.design, model.scaling)), training.pop("starts", 1), []
-    for term in dict.fromkeys(terms.tolist()):
+    each = list(dict.fromkeys(terms.tolist()))
+    bar = progress_bar(len(each), "fits without a term", progress)
+    for term in each:
         smaller = reduced_problem(model.design, results.problem, model.scaling, terms != term)
         options: Mapping[str, Any] = {**training, "progress": False}
         control = build_control(model.estimator, smaller, **options)
         fit = fit_starts(smaller, control, model.estimator, starts, results.em.starts.seed or 0)
         found.append(2.0 * (results.trained.loglik - fit.trained.loglik))
+        bar.update()
+    bar.close()
     return np.array(found)
 
 
@@ -168,7 +180,7 @@ def chain_tables(results: "NMEResults") -> list[Table]:
     return tables
 
 
-def covariate_tests(results: "NMEResults", lr: bool) -> pd.DataFrame:
+def covariate_tests(results: "NMEResults", lr: bool, progress: bool | None) -> pd.DataFrame:
     """Wald and likelihood-ratio tests of the covariates of the transitions, one row per term.
 
     Raises
@@ -191,6 +203,6 @@ def covariate_tests(results: "NMEResults", lr: bool) -> pd.DataFrame:
         )
     frame = wald_rows(results)
     if lr:
-        ratio = ratio_rows(results)
+        ratio = ratio_rows(results, progress)
         frame = frame.assign(lr=ratio, lr_pvalue=chi2.sf(ratio, frame["df"]))
     return frame

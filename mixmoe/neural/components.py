@@ -22,11 +22,8 @@ from mixmoe.neural.estimators.last_layer import (
 from mixmoe.neural.estimators.mixed_model import Moments, profile
 from mixmoe.neural.estimators.state import information_pieces
 from mixmoe.neural.estimators.trained import Problem, Trained, parts_of
+from mixmoe.neural.law_parameters import population_errors, population_parameters, population_values
 from mixmoe.neural.marginal_likelihood import (
-    coefficient_covariance,
-    coefficient_map,
-    coefficient_parameters,
-    coefficients,
     correlated_pairs,
     correlation,
     is_marginal,
@@ -75,6 +72,7 @@ def build_layout(
     group: str,
     levels: tuple[str, ...],
     gate: tuple[str, ...] = (),
+    sigma: tuple[str, ...] = (),
 ) -> ParamLayout:
     """Names of the reported parameters, those of a mixed model without experts.
 
@@ -94,6 +92,8 @@ def build_layout(
         Of the response; none if it is a number.
     gate : tuple of str
         Covariates of persons that transitions go with (CRF).
+    sigma : tuple of str
+        Covariates of the log dispersion.
     """
     parameters, groups = [], (group, *(grouping.name for grouping in problem.further))
     if is_linear(problem):
@@ -109,13 +109,15 @@ def build_layout(
         for of in ("", *(f":{name}" for name in gate)):
             cells = [f"transition({a},{b}){of}" for a, b in moves]
             parameters += [Parameter(cell, "other", cell, tested=False) for cell in cells]
+        parameters += population_parameters(problem, names, levels, sigma)
         if is_regression(problem):
-            parameters += coefficient_parameters(problem, names, levels)
             parameters += random_parameters(problem, names, levels, group)
+        own_moves = [f"transition({a},{b})" for a, b in moves]
         parameters += [
-            Parameter(f"sd({spec.name}|{of})", "random", f"sd({spec.name})", tested=False)
+            Parameter(f"sd({name}|{of})", "random", f"sd({name})", tested=False)
             for part, of in zip(parts_of(problem), groups, strict=True)
             for spec in named_tensors(part)
+            for name in (own_moves if is_by_move(part, spec) else [spec.name])
         ]
         if is_regression(problem):
             parameters += random_correlations(problem, scaling, names, levels, group)
@@ -130,6 +132,11 @@ def named_tensors(problem: Problem) -> tuple[TensorSpec, ...]:
     """Personal tensors that are reported as such: all, or what has no coefficients."""
     tensors = problem.personal.tensors
     return tuple(spec for spec in tensors if not is_regression(problem) or spec.name == "transitions")
+
+
+def is_by_move(problem: Problem, spec: TensorSpec) -> bool:
+    """Whether the spread of a personal tensor is reported by its entries: of transitions with a variance each."""
+    return spec.name == "transitions" and problem.cov == "diagonal"
 
 
 def random_names(problem: Problem, names: tuple[str, ...]) -> list[str]:
@@ -287,20 +294,25 @@ def laplace_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: 
     whole = marginal_covariance(problem, fit) if errors and is_marginal(problem) else None
     transitions, moved = population_transitions(problem, fit, scaling, errors, None if whole is None else whole[:P, :P])
     values, blocks = [transitions], [moved]
-    if is_regression(problem):
-        values.append(coefficients(problem, fit, scaling))
-        T = coefficient_map(problem, scaling)
-        unknown = np.full((len(T), len(T)), np.nan)
-        found = coefficient_covariance(problem, fit, scaling) if errors and whole is None else unknown
-        blocks.append(found if whole is None else T @ whole[:P, :P] @ T.T)
+    found = population_values(problem, fit, scaling)
+    values.append(found.values)
+    known = None if whole is None else whole[:P, :P]
+    unknown = np.full((len(found.values), len(found.values)), np.nan)
+    blocks.append(population_errors(problem, fit, found, known) if errors else unknown)
     spread = spread_estimates(problem, fit, scaling, errors, None if whole is None else whole[P:, P:])
     return Estimates(np.concatenate([*values, spread.values]), block_diag(*blocks, spread.covariance))
 
 
 def spread_weights(problem: Problem, fit: Trained, scaling: Scaling) -> Array:
     """Weights of the variances s in the reported ones, shape (R, r): of coefficients, and means over tensors."""
-    named = [problem.personal.tensors.index(spec) for spec in named_tensors(problem)]
-    tensors = to_array(membership(problem))[named] @ (fit.loading**2)
+    pooled = to_array(membership(problem))
+    rows = [
+        np.eye(problem.personal.q)[problem.personal.columns(spec.name)][problem.network.free_moves]
+        if is_by_move(problem, spec)
+        else pooled[[problem.personal.tensors.index(spec)]]
+        for spec in named_tensors(problem)
+    ]
+    tensors = np.vstack([np.empty((0, problem.personal.q)), *rows]) @ (fit.loading**2)
     if not is_regression(problem):
         return tensors
     return np.vstack([(random_map(problem, scaling) @ fit.loading) ** 2, tensors])

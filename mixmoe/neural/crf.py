@@ -11,6 +11,8 @@ Lafferty, McCallum & Pereira (2001), ICML; Rabiner (1989), Proceedings of the IE
 from mixmoe.neural.blocks import Tensor, torch
 from mixmoe.neural.network import FORBIDDEN
 
+LOWEST = 600.0  # below the best state of a row no score lies: of so little probability nothing is seen
+
 
 def per_sequence(transitions: Tensor, n_sequences: int) -> Tensor:
     """Transition scores per sequence (B, C, C) from shared (C, C) or personal (B, C, C) ones."""
@@ -40,27 +42,35 @@ def sequence_score(emissions: Tensor, transitions: Tensor, states: Tensor, mask:
     return emitted + (moved * mask[:, 1:]).sum(-1)
 
 
-def forward_scores(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
-    """Log of the forward variables at the last row of each sequence, shape (B, C).
+def log_partition(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+    """Log of the sum over all state sequences, shape (B,).
 
     Parameters
     ----------
     emissions, transitions, mask
         As in `sequence_score`.
+
+    Notes
+    -----
+    The forward recursion on probabilities that are brought to sum one at each row (Rabiner 1989, section V.A): a step
+    is a product, where logarithms would take as many exponentials as there are transitions, and its derivative them
+    once more.
     """
-    table = per_sequence(transitions, emissions.shape[0])
-    present = mask > 0
-    alpha = emissions[:, 0]
+    high = transitions.amax((-2, -1), keepdim=True).detach()
+    best = emissions.amax(-1, keepdim=True).detach()
+    moves, there = (transitions - high).exp(), (emissions - best).clamp_min(-LOWEST).exp()
+    present = mask.unsqueeze(-1) > 0
+    sizes = [there[:, 0].sum(-1, keepdim=True)]
+    alpha = there[:, 0] / sizes[0]
     for t in range(1, emissions.shape[1]):
-        moved = torch.logsumexp(alpha.unsqueeze(-1) + table, dim=1) + emissions[:, t]
+        moved = alpha @ moves if moves.dim() == 2 else (alpha.unsqueeze(-1) * moves).sum(1)
+        moved = moved * there[:, t]
+        size = moved.sum(-1, keepdim=True)
         # Padding passes the last real row on, so that sequences of any length share one batch.
-        alpha = torch.where(present[:, t : t + 1], moved, alpha)
-    return alpha
-
-
-def log_partition(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
-    """Log of the sum over all state sequences, shape (B,)."""
-    return torch.logsumexp(forward_scores(emissions, transitions, mask), dim=-1)
+        alpha = torch.where(present[:, t], moved / size, alpha)
+        sizes.append(torch.where(present[:, t], size, 1.0))
+    steps = mask.sum(-1) - 1.0
+    return torch.cat(sizes, -1).log().sum(-1) + (best.squeeze(-1) * mask).sum(-1) + high.flatten() * steps
 
 
 def sequence_loss(emissions: Tensor, transitions: Tensor, states: Tensor, mask: Tensor) -> Tensor:

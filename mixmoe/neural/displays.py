@@ -28,10 +28,12 @@ from mixmoe.neural.estimators.trained import (
     responses_in,
 )
 from mixmoe.neural.estimators.training import fit_published
-from mixmoe.neural.marginal_likelihood import is_marginal, n_points
-from mixmoe.neural.network import initial_parameters, select_personal
+from mixmoe.neural.marginal_likelihood import n_points
+from mixmoe.neural.network import initial_parameters
 from mixmoe.neural.person_predictions import to_state, whole_jacobian
-from mixmoe.neural.posterior import Family
+from mixmoe.neural.personal_layers import select_personal
+from mixmoe.neural.response_law import Family
+from mixmoe.numerics.optimise import progress_bar
 from mixmoe.output.records import Cell, Curve, Table
 
 
@@ -199,11 +201,18 @@ def held_out(problem: Problem, fit: Trained, scale: float) -> HeldOut:
             losses.index_add_(0, block.persons, each)
             counts.index_add_(0, block.persons, responses_in(problem, block).sum(1))
     loss, n = to_array(losses) * (2.0 * scale if problem.family == "gaussian" else 1.0), to_array(counts)
-    rows = int(n.sum())
-    error, seen = float(loss.sum()) / rows, n > 0
+    if problem.family == "heteroscedastic":  # of a response in the user's units
+        loss += n * 0.5 * np.log(scale)
+    total, seen = float(n.sum()), n > 0
+    error = float(loss.sum()) / total
     part = (loss - error * n)[seen]
-    se = float(np.sqrt(np.square(part).sum() * len(part) / max(len(part) - 1, 1))) / rows if len(part) > 1 else np.nan
-    return HeldOut(error, se, rows, measure_of(problem))
+    se = float(np.sqrt(np.square(part).sum() * len(part) / max(len(part) - 1, 1))) / total if len(part) > 1 else np.nan
+    return HeldOut(error, se, scored_rows(problem), measure_of(problem))
+
+
+def scored_rows(problem: Problem) -> int:
+    """Validation rows whose response is scored."""
+    return sum(int((responses_in(problem, block) > 0).sum()) for block in problem.validation)
 
 
 def measure_of(problem: Problem) -> str:
@@ -252,12 +261,15 @@ def compare(problem: Problem, control: Control, estimator: Estimator, seed: int,
     # The published rule stops early on the rows held out, which flatters it.
     others = problem if estimator == "sgd" else without_validation(problem)
     rows.append(("this model", lambda: fit_network(others, plain, estimator, np.random.default_rng(seed))))
-    fits = [fit() for _, fit in rows]
+    fits = []
+    with progress_bar(len(rows), "networks to compare with", control.progress) as bar:
+        for _, fit in rows:
+            fits.append(fit())
+            bar.update()
     errors = [
         held_out_error(personal_of(problem, name), fit) * scale for (name, _), fit in zip(rows, fits, strict=True)
     ]
-    n_rows = sum(int(responses_in(problem, block).sum()) for block in problem.validation)
-    return Comparison(tuple(n for n, _ in rows), np.array(errors), n_rows, measure_of(problem))
+    return Comparison(tuple(n for n, _ in rows), np.array(errors), scored_rows(problem), measure_of(problem))
 
 
 def personal_of(problem: Problem, name: str) -> Problem:
@@ -288,8 +300,18 @@ def given_moves(problem: Problem, states: Sequence[str]) -> str:
     return ", ".join(each)
 
 
-def architecture_table(estimator: Estimator, problem: Problem, fit: Trained, states: Sequence[str] = ()) -> Table:
-    """What the network is, what is personal in it, and how it was estimated; `states` are those of a CRF."""
+def architecture_table(
+    estimator: Estimator, problem: Problem, fit: Trained, states: Sequence[str] = (), error: float | None = None
+) -> Table:
+    """What the network is, what is personal in it, and how it was estimated.
+
+    Parameters
+    ----------
+    states : sequence of str
+        Of a CRF.
+    error : float, optional
+        Of the integrals over the effects, in log-likelihood, where the fit is at the maximum of these.
+    """
     network = problem.network
     widths = " - ".join(map(str, (network.n_in, *network.hidden, network.n_out)))
     shape = network.activation if network.hidden else "linear"
@@ -300,8 +322,8 @@ def architecture_table(estimator: Estimator, problem: Problem, fit: Trained, sta
     how = {"laplace": "linearised Laplace", "sgd": "published rule"}[estimator]
     if exact:
         how = "exact marginal likelihood"
-    elif is_marginal(problem) and estimator == "laplace":
-        how = f"marginal likelihood, integrals by {n_points(problem)} points"
+    elif error is not None:
+        how = f"marginal likelihood, {n_points(problem)} points (error {error:.1g})"
     rows: list[tuple[str, Cell]] = [
         ("Family", problem.family),
         (

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_count
@@ -17,6 +18,7 @@ from mixmoe.neural.blocks import build_blocks
 from mixmoe.neural.person_predictions import uncertainty
 from mixmoe.neural.persons import Persons, category_names, predict_frame
 from mixmoe.neural.predicted_rows import at_mean_levels, known_means, unknown_means
+from mixmoe.neural.transitions import Transitions
 from mixmoe.output.predictions import IntervalOf, Scale, Wanted
 from mixmoe.output.records import Curve
 
@@ -172,11 +174,12 @@ def effect_curves(
     along = typical_rows(fitted, variable, category)
     count, group = checked_count(n_persons, "n_persons", least=0), fitted.design.names.group
     first = list(range(min(count, len(fitted.labels)) if group else 0))
-    places = first if persons is None else places_of(fitted, persons)
+    places = first if persons is None else places_of(fitted.labels, persons)
     population, each = population_frame(fitted, along), [person_frame(fitted, along, place) for place in places]
+    limits = "95 % of new observations" if along.interval == "prediction" else ""
     curves = []
     for k in range(len(along.outcomes)):
-        curves.append(along.curve(k, "population", population, expert=1))
+        curves.append(along.curve(k, "population", population, expert=1, limits=limits))
         for j, (place, found) in enumerate(zip(places, each, strict=True)):
             if persons is None:  # of thin lines the first has the entry of the legend
                 label = "" if j else f"{len(places)} of {len(fitted.labels)} persons"
@@ -186,8 +189,8 @@ def effect_curves(
     return tuple(curves)
 
 
-def places_of(fitted: Persons, labels: Sequence[Any]) -> list[int]:
-    """Places of some persons among those of the fit.
+def places_of(known_labels: NDArray[np.object_], labels: Sequence[Any]) -> list[int]:
+    """Places of some persons among those of the fit, whose labels are `known_labels` (N,).
 
     Raises
     ------
@@ -195,10 +198,10 @@ def places_of(fitted: Persons, labels: Sequence[Any]) -> list[int]:
         If one is not among them.
     """
     named = [labels] if isinstance(labels, str) else list(labels)
-    known = {label: k for k, label in enumerate(fitted.labels)}
+    known = {label: k for k, label in enumerate(known_labels)}
     for label in named:
         if label not in known:
-            some = ", ".join(map(shown, fitted.labels[:5]))
+            some = ", ".join(map(shown, known_labels[:5]))
             raise ArgumentError(f"persons must name persons of the fit, such as {some}; got {shown(label)}")
     return [known[label] for label in named]
 
@@ -240,3 +243,40 @@ def held_states(fitted: Persons, along: Along, place: int | None) -> pd.DataFram
     blocks = build_blocks(x[rows], y, rows, size, persons=owner, device=problem.device)
     found = unknown_means(fitted, blocks) if place is None else known_means(fitted, blocks)
     return pd.DataFrame(found[LENGTH // 2 :: LENGTH], columns=category_names(fitted))
+
+
+def transition_curves(
+    found: Transitions, group: str, /, persons: Sequence[Any] | None = None, n_persons: int = 8
+) -> tuple[Curve, ...]:
+    """Probabilities of the next state, a panel for each present one, of the population with limits and of persons.
+
+    Parameters
+    ----------
+    found : Transitions
+    group : str
+        Column of the persons.
+    persons : sequence, optional
+        Labels of persons to show, each with a colour and a name.
+    n_persons : int
+        Persons to show as thin lines where none are named; none where transitions are the same for everybody.
+    """
+    count, shared = checked_count(n_persons, "n_persons", least=0), found.standardised is None
+    first = found.labels[: 0 if shared else count].tolist()
+    chosen = first if persons is None else found.labels[places_of(found.labels, persons)].tolist()
+    of_persons = dict(tuple(found.persons.groupby("person", sort=False)))
+    axis = {"xlabel": "next state", "ylabel": "probability", "categories": tuple(map(str, found.states))}
+    x, curves = np.arange(float(len(found.states))), []
+    for state in found.states:
+        panel = f"from {state}"
+        rows = found.population[found.population["from"] == state]
+        limits = (rows["lower"].to_numpy(), rows["upper"].to_numpy())
+        curves.append(Curve(panel, "population", x, rows["probability"].to_numpy(), *limits, expert=1, **axis))
+        for j, label in enumerate(chosen):
+            mine = of_persons[label]
+            y = mine.loc[mine["from"] == state, "probability"].to_numpy()
+            if persons is None:  # of thin lines the first has the entry of the legend
+                name = "" if j else f"{len(chosen)} of {len(found.labels)} persons"
+                curves.append(Curve(panel, name, x, y, thin=True, **axis))
+            else:
+                curves.append(Curve(panel, f"{group} {label}", x, y, expert=j + 2, **axis))
+    return tuple(curves)

@@ -33,8 +33,9 @@ from mixmoe.neural.groupings import joint_of
 from mixmoe.neural.network import forward, transition_scores, view_tensors
 from mixmoe.neural.person_predictions import Uncertainty, gather, to_state
 from mixmoe.neural.persons import Persons, category_names, parameter_names, persons_of
-from mixmoe.neural.posterior import full_logits, mean_outputs, posterior_covariance, root_of
-from mixmoe.neural.predicted_rows import known_means, unknown_means
+from mixmoe.neural.posterior import posterior_covariance, root_of
+from mixmoe.neural.predicted_rows import even_effects, known_means, unknown_draws, unknown_means
+from mixmoe.neural.response_law import LAWS, OF_NORMAL, drawn_responses, tails
 from mixmoe.output.records import Panel
 from mixmoe.results import Results
 
@@ -55,26 +56,42 @@ def row_means(persons: Persons, kind: str) -> Array:
     rows = persons.problem.train
     found = known_means(persons, rows) if kind == "subject" else unknown_means(persons, rows)
     scaling = persons.scaling
-    return scaling.y_mean + scaling.y_sd * found if persons.problem.family == "gaussian" else found
+    if persons.problem.family == "ordinal":
+        return found[:, -1:]
+    return scaling.y_mean + scaling.y_sd * found if persons.problem.family in OF_NORMAL else found
 
 
 def places(persons: Persons, given: str) -> Distribution:
-    """Where each response of the fit lies in its distribution, rows in the order of the design (Gaussian, binary).
+    """Where each response of the fit lies in its distribution, rows in the order of the design.
 
     Parameters
     ----------
     given : {"history", "covariates"}
         Given the person's earlier rows, or none of her rows.
     """
-    if persons.problem.family == "gaussian":
+    if persons.problem.family in OF_NORMAL:
         r = normal_residuals(persons, given)
         return continuous(ndtr(r), ndtr(-r))
-    p = unknown_means(persons, persons.problem.train) if given == "covariates" else history_means(persons)
-    y = to_rows(persons.problem.train, [block.y for block in persons.problem.train])
-    zero, one = p.T
-    return Distribution(
-        np.where(y > 0, zero, 0.0), np.where(y > 0, 1.0, zero), np.where(y > 0, one, 1.0), np.where(y > 0, 0.0, one)
-    )
+    found = unknown_tails(persons) if given == "covariates" else history_tails(persons)
+    below, at, beyond, above = np.clip(found, 0.0, 1.0).T
+    return Distribution(below, at, beyond, above)
+
+
+def unknown_tails(persons: Persons) -> Array:
+    """`tails` of each row as if nobody were known, the mean over draws of the effects, shape (n, 4)."""
+    problem, blocks, fit = persons.problem, persons.problem.train, persons.trained
+    even = problem.family in LAWS
+    draws = even_effects(fit, widened=False) if even else unknown_draws(persons, None, np.random.default_rng(0))
+    parts = []
+    with torch.no_grad():
+        state, eta = to_state(problem, fit), problem.tensor(draws @ fit.loading.T)
+        for block in (piece for whole in blocks for piece in pieces(problem, whole, len(draws))):
+            total = 0.0
+            for draw in eta:
+                tensors = view_tensors(problem.network, problem.personal, state.theta, draw.expand(len(block.mask), -1))
+                total = total + tails(problem.family, forward(problem.network, tensors, block.x), block.y)
+            parts.append((block, total / len(draws)))
+    return gather(blocks, parts)
 
 
 def normal_residuals(persons: Persons, given: str) -> Array:
@@ -148,8 +165,8 @@ def joint_residuals(persons: Persons, given: str) -> Array:
     return gather(problem.train, parts)
 
 
-def history_means(persons: Persons) -> Array:
-    """Probabilities of each row given the earlier rows of the person, shape (n, C) (categories).
+def history_tails(persons: Persons) -> Array:
+    """`tails` of each row given the earlier rows of the person, shape (n, 4).
 
     Notes
     -----
@@ -170,11 +187,11 @@ def history_means(persons: Persons) -> Array:
             for column, block in zip(columns, blocks, strict=True):
                 if place >= block.mask.shape[1]:
                     continue
-                x, total = block.x[:, place : place + 1], 0.0
+                x, y, total = block.x[:, place : place + 1], block.y[:, place : place + 1], 0.0
                 for draw in noise:
                     eta = effects(replace_effects(state, state.z + root @ draw))[block.persons]
                     tensors = view_tensors(problem.network, problem.personal, state.theta, eta)
-                    total = total + mean_outputs(problem.family, forward(problem.network, tensors, x))[:, 0]
+                    total = total + tails(problem.family, forward(problem.network, tensors, x), y)[:, 0]
                 column.append(total / len(noise))
     return to_rows(problem.train, [torch.stack(column, dim=1) for column in columns])
 
@@ -205,19 +222,18 @@ def draw_rows(persons: Persons, rng: np.random.Generator) -> Array:
             return persons.scaling.y_mean + persons.scaling.y_sd * to_rows(problem.train, drawn)
         drawn = [draw_block(problem, block, state, eta, rng) for block in problem.train]
     values = to_rows(problem.train, drawn)
-    return persons.scaling.y_mean + persons.scaling.y_sd * values if problem.family == "gaussian" else values
+    return persons.scaling.y_mean + persons.scaling.y_sd * values if problem.family in OF_NORMAL else values
 
 
 def draw_block(problem: Problem, block: Block, state: State, eta: Tensor | None, rng: np.random.Generator) -> Tensor:
-    """Responses of a block, shape (B, T); categories by the largest of the noisy scores."""
+    """Responses of a block, shape (B, T)."""
     outputs, *tensors = block_outputs(problem, block, state.theta, eta)
     if problem.family == "gaussian":
         return outputs[..., 0] + state.sigma2.sqrt() * problem.tensor(rng.standard_normal(outputs.shape[:2]))
-    scores = outputs if problem.family == "crf" else full_logits(outputs)
-    noise = problem.tensor(rng.gumbel(size=tuple(scores.shape)))
     if problem.family == "crf":
-        return sample_states(scores, transition_scores(problem.network, tensors, block.x), block.mask, noise)
-    return (scores + noise).argmax(-1)
+        noise = problem.tensor(rng.gumbel(size=tuple(outputs.shape)))
+        return sample_states(outputs, transition_scores(problem.network, tensors, block.x), block.mask, noise)
+    return drawn_responses(problem.family, outputs, rng)
 
 
 class NetworkDiagnosis(WithoutExperts, Results):
@@ -248,12 +264,13 @@ class NetworkDiagnosis(WithoutExperts, Results):
         Returns
         -------
         Series or DataFrame
-            Gaussian: means; binary: probabilities of the second level; else probabilities in columns ``P(level)``.
+            Numbers: means; ordered categories: means of what they count as; binary: probabilities of the second level;
+            else probabilities in columns ``P(level)``.
         """
         checked_choice(kind, "kind", FITTED)
         values = self.model.design.in_order(row_means(self.persons, kind))
         names = category_names(self.persons)
-        if len(names) > 2 or self.problem.family == "crf":
+        if self.problem.family in ("multiclass", "crf"):
             return pd.DataFrame(values, index=self._row_index, columns=names)
         return pd.Series(values[:, -1], index=self._row_index, name="fitted")
 
@@ -263,7 +280,7 @@ class NetworkDiagnosis(WithoutExperts, Results):
         return self.fitted()
 
     def _by_row(self) -> pd.DataFrame:
-        if self.problem.family == "gaussian":
+        if self.problem.family not in ("binary", "multiclass", "crf"):
             return super()._by_row()
         probabilities = row_means(self.persons, "subject").argmax(axis=1)
         levels = pd.Series(list(self.model.design.response_levels or ())).to_numpy()
@@ -271,7 +288,7 @@ class NetworkDiagnosis(WithoutExperts, Results):
 
     @property
     def _resid_kinds(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("subject", "mean", "quantile") if self.problem.family in ("gaussian", "binary") else ()
+        return () if self.problem.family in ("multiclass", "crf") else ("subject", "mean", "quantile")
 
     def _distribution(self, given: str) -> Distribution:
         return places(self.persons, given)

@@ -43,7 +43,7 @@ from mixmoe.neural.estimators.mixed_model import (
     solve_latent,
 )
 from mixmoe.neural.estimators.trained import Estimator, Problem, Trained, parts_of
-from mixmoe.neural.network import jacobian, personal_entries, personal_tensors, view_tensors
+from mixmoe.neural.network import jacobian, view_tensors
 from mixmoe.neural.person_predictions import (
     MAX_PARAMETERS,
     Prediction,
@@ -52,6 +52,7 @@ from mixmoe.neural.person_predictions import (
     ridged_inverse,
     widening_of,
 )
+from mixmoe.neural.personal_layers import personal_entries, personal_tensors
 from mixmoe.output.predictions import known_places
 
 MOST_CELLS = 4_000_000  # numbers in the largest array of one step

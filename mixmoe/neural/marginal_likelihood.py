@@ -43,7 +43,7 @@ from mixmoe.neural.estimators.state import (
     settle_effects,
 )
 from mixmoe.neural.estimators.trained import Control, Problem, Trained, block_loss, block_outputs, ridge
-from mixmoe.neural.network import select_personal
+from mixmoe.neural.network import no_clumping
 from mixmoe.neural.person_predictions import (
     MAX_CHAIN,
     MAX_PARAMETERS,
@@ -52,7 +52,10 @@ from mixmoe.neural.person_predictions import (
     population_information,
     to_state,
 )
-from mixmoe.neural.posterior import marginal_information, mean_outputs, posterior_covariance, variance_information
+from mixmoe.neural.personal_layers import select_personal
+from mixmoe.neural.posterior import marginal_information, posterior_covariance, variance_information
+from mixmoe.neural.response_law import OF_NORMAL, mean_outputs
+from mixmoe.numerics.optimise import progress_bar
 
 MOST_EFFECTS = 6  # per person; of more, points around the mode no longer cover the posterior
 MOST_OF_CHAINS = 16  # the same for chains, whose posteriors are near to normal ones: four states
@@ -60,6 +63,7 @@ NODES = {1: 21, 2: 11, 3: 7}  # per effect
 MOST_CELLS = 2_000_000  # rows times points: a fifth of a second or so for an evaluation with its gradient
 POINTS = 256  # of a quasi-random rule, for more effects
 POINTS_OF_CHAINS, FEWEST_POINTS = 128, 64  # the same, and where there are many rows
+COARSE = 32  # points of a rule that leads near the maximum
 ROUNDS, STEPS = 8, 60  # of a quasi-Newton method that knows no curvature yet, and its steps
 SETTLED = 1e-4  # largest move of an effect at which it is at its mode, while the method climbs
 FAR = 15.0  # parameters on standardised inputs that are on their way to infinity
@@ -107,15 +111,20 @@ def n_points(problem: Problem) -> int:
 
 
 @lru_cache
+def quasi_normal(r: int, size: int) -> Array:
+    """Evenly spread points of a standard normal distribution, shape (size, r)."""
+    half = norm.ppf(qmc.Sobol(r, scramble=True, seed=np.random.default_rng(0)).random(size // 2))
+    drawn = np.concatenate([half, -half])
+    # Of mean zero and covariance one, so that their mean is exact for polynomials of degree three.
+    return np.linalg.solve(np.linalg.cholesky(drawn.T @ drawn / size), drawn.T).T
+
+
+@lru_cache
 def points(r: int, size: int) -> tuple[Array, Array]:
     """Points (D, r) and logarithms of their weights (D,) for integrals over a standard normal distribution."""
     if r not in NODES:
-        half = norm.ppf(qmc.Sobol(r, scramble=True, rng=np.random.default_rng(0)).random(size // 2))
-        drawn = np.concatenate([half, -half])
-        # Of mean zero and covariance one, so that the rule is exact for polynomials of degree three.
-        drawn = np.linalg.solve(np.linalg.cholesky(drawn.T @ drawn / size), drawn.T).T
-        return drawn, np.full(size, -np.log(size))
-    x, w = np.polynomial.hermite_e.hermegauss(NODES[r])
+        return quasi_normal(r, size), np.full(size, -np.log(size))
+    x, w = np.polynomial.hermite_e.hermegauss(round(size ** (1.0 / r)))
     grid = np.array(list(product(x, repeat=r)))
     weights = np.array(list(product(np.log(w / w.sum()), repeat=r))).sum(1)
     return grid, weights
@@ -137,11 +146,11 @@ class Rule:
     log_weight: Tensor
 
 
-def adapted_rule(problem: Problem, state: State, tol: float = 1e-7) -> Rule:
-    """Points around the modes of the effects, which are settled for it to within `tol`."""
+def adapted_rule(problem: Problem, state: State, tol: float = 1e-7, size: int | None = None) -> Rule:
+    """Points around the modes of the effects, which are settled for it to within `tol`; `size` of them at most."""
     # Nodes are placed around modes: those of the last epoch lag behind the network that has moved since.
     settle_effects(problem, state, tol=tol)
-    x, log_w = (problem.tensor(v) for v in points(problem.n_effects, n_points(problem)))
+    x, log_w = (problem.tensor(v) for v in points(problem.n_effects, size or n_points(problem)))
     with torch.no_grad():
         sd = state.s.sqrt()
         C = posterior_covariance(person_information(problem, state) * sd * sd.unsqueeze(-1), torch.ones_like(sd))
@@ -207,22 +216,33 @@ def maximise_marginal(problem: Problem, control: Control, state: State) -> tuple
         None if the maximum was reached; why not otherwise.
     """
     last = -np.inf
-    for _ in range(ROUNDS):
+    # Steps cost by the number of points: a coarse rule leads near the maximum of the fine one.
+    coarse, fine = max(COARSE, 4 * problem.n_effects), n_points(problem)
+    for size in [coarse] * (fine > 3 * COARSE) + [fine] * ROUNDS:
         before = state.copy()
-        found, settled = climb(problem, control, state)
+        found, settled = climb(problem, control, state, size)
         # Odds of e^15 are none that data can tell.
         finite = bool(torch.isfinite(state.theta).all() and torch.isfinite(state.s).all())
-        if not finite or float(state.theta.abs().max()) >= FAR or float(state.s.max()) >= FAR**2:
+        law = problem.network.law  # dispersions of counts that are Poisson ones are large, and no matter
+        of_layers = state.theta if law is None else state.theta[: law.start]
+        if not finite or float(of_layers.abs().max()) >= FAR or float(state.s.max()) >= FAR**2:
             state.theta, state.z, state.s = before.theta, before.z, before.s
             return (SEPARATED,)
+        if size != fine:
+            continue
         if settled or found - last < NEAR:
             return ()
         last = found
     return (UNSETTLED,)
 
 
-def climb(problem: Problem, control: Control, state: State) -> tuple[float, bool]:
-    """Bring a state towards the maximum by quasi-Newton steps.
+def climb(problem: Problem, control: Control, state: State, size: int) -> tuple[float, bool]:
+    """Bring a state towards the maximum by quasi-Newton steps, behind a progress bar if one is wanted.
+
+    Parameters
+    ----------
+    size : int
+        Points of the integrals.
 
     Returns
     -------
@@ -244,13 +264,16 @@ def climb(problem: Problem, control: Control, state: State) -> tuple[float, bool
         line_search_fn="strong_wolfe",
     )
     best, point = np.inf, state.copy()
+    # As many as the optimiser makes at most by default, five evaluations in four steps.
+    bar = progress_bar(STEPS * 5 // 4, f"integrals, {size} points", control.progress)
 
     def closure() -> Tensor:
         nonlocal best, point
         optimiser.zero_grad()
+        bar.update()
         with torch.no_grad():
             now = moved_state(problem, state, start + root @ moved, first + sizes * logs)
-            rule = adapted_rule(problem, now, tol=SETTLED)
+            rule = adapted_rule(problem, now, tol=SETTLED, size=size)
             state.z = now.z  # where the next search for modes begins
         total = torch.zeros_like(state.sigma2)
         for part in rule_parts(problem, rule):
@@ -265,7 +288,8 @@ def climb(problem: Problem, control: Control, state: State) -> tuple[float, bool
             best, point = float(total), now.copy()
         return total
 
-    optimiser.step(closure)
+    with bar:
+        optimiser.step(closure)
     state.theta, state.z, state.s = point.theta, point.z, point.s
     return -best, optimiser.state[moved]["n_iter"] < STEPS
 
@@ -296,11 +320,21 @@ def unit_steps(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
         return root, (told * s.square() + 1.0).rsqrt()
 
 
-def quadrature_loglik(problem: Problem, state: State) -> float:
-    """Marginal log-likelihood by adaptive quadrature at the present parameters."""
-    rule = adapted_rule(problem, state)
+def quadrature_loglik(problem: Problem, state: State, size: int | None = None) -> float:
+    """Marginal log-likelihood by adaptive quadrature at the present parameters, by `size` points if given."""
+    rule = adapted_rule(problem, state, size=size)
     with torch.no_grad():
         return float(sum(part_loglik(problem, part, rule, state) for part in rule_parts(problem, rule)))
+
+
+def integral_error(problem: Problem, fit: Trained) -> float:
+    """What a finer rule changes in the log-likelihood: the order of the error of its integrals.
+
+    Of a grid three more nodes for each effect, of a quasi-random rule four times as many points.
+    """
+    r, state = problem.n_effects, to_state(problem, fit)
+    finer = (NODES[r] + 3) ** r if r in NODES else 4 * n_points(problem)
+    return abs(quadrature_loglik(problem, state, finer) - fit.loglik)
 
 
 def marginal_covariance(problem: Problem, fit: Trained) -> Array:
@@ -330,7 +364,8 @@ def marginal_covariance(problem: Problem, fit: Trained) -> Array:
     )
     out = np.full(H.shape, np.nan)
     roots, vectors = np.linalg.eigh(H[:P, :P])
-    told = np.abs(roots) > FLAT * np.abs(roots).max() if problem.family == "crf" else np.ones(P, dtype=bool)
+    flat = problem.family == "crf" or no_clumping(problem.network, fit.theta)
+    told = np.abs(roots) > FLAT * np.abs(roots).max() if flat else np.ones(P, dtype=bool)
     if not (roots[told] > FLAT * np.abs(roots).max()).all():
         return out
     held = (vectors[:, told] / roots[told]) @ vectors[:, told].T  # variances held
@@ -370,7 +405,8 @@ def posterior_means(problem: Problem, fit: Trained, z: Array, rows: Blocks) -> A
         parts = []
         for block in (p for whole in rows for p in pieces(problem, whole, len(weights) * (problem.network.n_out + 1))):
             many, eta = at_points(block, rule, state)
-            p = mean_outputs(problem.family, block_outputs(problem, many, state.theta, eta)[0])
+            outputs = block_outputs(problem, many, state.theta, eta)[0]
+            p = mean_outputs(problem.family, outputs, problem.network.scores)
             parts.append(
                 (block, (weights[:, block.persons, None, None] * p.view(len(weights), -1, *p.shape[1:])).sum(0))
             )
@@ -388,7 +424,7 @@ def shrunken_share(problem: Problem, fit: Trained) -> float:
     Penalised estimates of categories make up for each person what the population's coefficients lack. One factor on the
     last layer, by importance sampling around the modes that belong to it, says how much that is.
     """
-    if problem.family not in ("binary", "multiclass") or problem.published or is_marginal(problem):
+    if problem.family in ("crf", *OF_NORMAL) or problem.published or is_marginal(problem):
         return 0.0
     if not 0 < problem.n_effects <= MOST_SAMPLED:
         return 0.0
@@ -409,7 +445,7 @@ def shrunken_share(problem: Problem, fit: Trained) -> float:
 
 
 def shrunken_flags(problem: Problem, fit: Trained) -> list[Flag]:
-    """What a reader must know of coefficients of categories that are too small; empty if they are hardly so."""
+    """What a reader must know of coefficients that are too small; empty if they are hardly so."""
     share = shrunken_share(problem, fit)
     if share < NOTICED:
         return []
@@ -436,14 +472,9 @@ def linear_names(names: tuple[str, ...]) -> tuple[str, ...]:
 def outcome_names(problem: Problem, names: tuple[str, ...], levels: tuple[str, ...]) -> list[str]:
     """Terms of the coefficients: of more than one outcome with the level that is set against the first one."""
     terms = linear_names(names)
-    if problem.family in ("gaussian", "binary"):
+    if problem.family not in ("multiclass", "crf"):
         return list(terms)
     return [f"{term}({level})" for level in levels[1:] for term in terms]
-
-
-def coefficient_parameters(problem: Problem, names: tuple[str, ...], levels: tuple[str, ...]) -> list[Parameter]:
-    """The coefficients as parameters of a layout."""
-    return [Parameter(name, "fixed", name) for name in outcome_names(problem, names, levels)]
 
 
 def random_parameters(problem: Problem, names: tuple[str, ...], levels: tuple[str, ...], group: str) -> list[Parameter]:
@@ -479,13 +510,6 @@ def coefficient_map(problem: Problem, scaling: Scaling) -> Array:
         each[k, np.arange(1, p + 1), weights] = 1.0 / scaling.sd
     shown = each[1:] - each[:1] if problem.family == "crf" else each
     return scaling.y_sd * shown.reshape(-1, network.n_parameters)
-
-
-def coefficients(problem: Problem, fit: Trained, scaling: Scaling) -> Array:
-    """Coefficients on the user's scale, shape (R,)."""
-    values = coefficient_map(problem, scaling) @ fit.theta
-    values[0] += scaling.y_mean
-    return values
 
 
 def random_map(problem: Problem, scaling: Scaling) -> Array:
@@ -532,11 +556,11 @@ def correlated_pairs(problem: Problem, to_user: Array) -> tuple[NDArray[np.intp]
     return rows[together], cols[together]
 
 
-def coefficient_covariance(problem: Problem, fit: Trained, scaling: Scaling) -> Array:
-    """Covariance of the coefficients, the effects integrated out and variances held, shape (R, R)."""
-    T, limit = coefficient_map(problem, scaling), MAX_CHAIN if problem.family == "crf" else MAX_PARAMETERS
-    if problem.network.n_parameters > limit:
-        return np.full((len(T), len(T)), np.nan)
+def population_covariance(problem: Problem, fit: Trained) -> Array:
+    """Covariance of the flat parameters, the effects integrated out and variances held, shape (P, P)."""
+    P, limit = problem.network.n_parameters, MAX_CHAIN if problem.family == "crf" else MAX_PARAMETERS
+    if limit < P:
+        return np.full((P, P), np.nan)
     with torch.no_grad():
         state = to_state(problem, fit)
         if problem.family == "crf":
@@ -544,4 +568,4 @@ def coefficient_covariance(problem: Problem, fit: Trained, scaling: Scaling) -> 
         else:
             C = posterior_covariance(person_information(problem, state), state.s)
             information = population_information(problem, state, C)
-    return T @ np.linalg.pinv(to_array(information), rcond=1e-10, hermitian=True) @ T.T
+    return np.linalg.pinv(to_array(information), rcond=1e-10, hermitian=True)

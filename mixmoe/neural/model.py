@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -10,12 +9,14 @@ import numpy as np
 import pandas as pd
 
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
+from mixmoe.design.beside import with_columns
 from mixmoe.design.design import Design, build_design
 from mixmoe.design.formula import MoEFormula
 from mixmoe.errors import ArgumentError, MixmoeWarning, warn
 from mixmoe.families import FamilySpec
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, Starts
+from mixmoe.neural.architecture import architecture, checked_widths, response_kind
 from mixmoe.neural.batches import (
     Scaling,
     build_scaling,
@@ -45,15 +46,10 @@ from mixmoe.neural.groupings import (
     level_codes,
     levels_of,
 )
+from mixmoe.neural.law_parameters import at_limit
 from mixmoe.neural.marginal_likelihood import shrunken_flags
-from mixmoe.neural.network import (
-    Network,
-    build_network,
-    checked_hidden,
-    select_personal,
-)
-from mixmoe.neural.own_modules import check_module, wrap_module
-from mixmoe.neural.posterior import Family
+from mixmoe.neural.network import Network
+from mixmoe.neural.personal_layers import select_personal
 from mixmoe.neural.refusals import (
     check_gate,
     check_magnitudes,
@@ -68,6 +64,7 @@ from mixmoe.neural.refusals import (
     chosen_family,
     refuse_gate,
 )
+from mixmoe.neural.response_law import Family
 from mixmoe.neural.results import COLLAPSED, WARNINGS, NMEResults, collapsed, unconverged, unreplicated, vanished
 
 LACKS: Mapping[str, str] = {  # what a network has not, and why
@@ -77,8 +74,6 @@ LACKS: Mapping[str, str] = {  # what a network has not, and why
     "HasErrorCovariance": "its errors have no serial correlation",
     "cluster": "its standard errors are those of the model, with persons as the independent units, and there "
     "is no sandwich; name in re: what is independent",
-    "weights": "each row counts once in the likelihood of a person's effects; leave out rows that shall not count",
-    "offset": "the network has outputs of its own only; subtract it from a Gaussian response, or make it an input",
     "trials": "its responses are numbers, categories or states of single rows; give each trial a row",
     "time": "rows of a person are ordered by the section seq:",
     "HasExperts": "a network has no experts that persons could belong to; compare networks on held-out rows "
@@ -87,7 +82,6 @@ LACKS: Mapping[str, str] = {  # what a network has not, and why
     "HasNewLikelihood": "the likelihood of new rows is not computed; validate() and mixmoe.select have "
     "the error on held-out rows",
 }
-WIDTHS = (10,)  # of the hidden layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +128,12 @@ class NME:
         A network of your own from standardised inputs ``(rows, p)`` to outputs ``(rows, d)``; then ``re:`` names its
         parameters (``fc1.weight``, ``fc1``, patterns with ``*`` in backticks), or as above, layers being counted in the
         order in which the module registers them. Each row by itself and without chance: no dropout, no batch norm.
-    family : {"auto", "gaussian", "binary", "multiclass", "crf"}
+    family : {"auto", "gaussian", "binary", "multiclass", "crf", "poisson", "negbinomial", "ordinal"}
         ``"auto"``: numbers are Gaussian (only 0 and 1: binary); text, categories and booleans binary or multi-class,
-        with ``seq:`` a CRF.
+        with ``seq:`` a CRF. Counts have a log link; those of ``"negbinomial"`` the variance ``mu + mu^2 / theta``.
+        ``"ordinal"``: ordered categories (an ordered Categorical, or numbers) by proportional odds, ``logit P(y <= j) =
+        cut_j - output``. ``| sigma: z`` makes the log residual standard deviation of a Gaussian response, or the log
+        theta of ``"negbinomial"``, linear in covariates.
     estimator : {"laplace", "sgd"}
         Linearised Laplace (exact for effects on the last layer with a Gaussian response), or the published rule.
     cov : {"diagonal", "tensor", "full"} or int, optional
@@ -147,6 +144,12 @@ class NME:
     transitions : mapping, optional
         Transitions of a CRF whose score is given and the same for everybody, ``{"low": {"high": None, "low": 0.0}}``:
         None where there is no such transition, else the score, beside which the others are estimated.
+    offset : str, array or Series, optional
+        Added to the output of the network, a column or one value for each row of the data: of counts the log of the
+        exposure; also for two categories and ordered ones.
+    weights : str, array or Series, optional
+        Of the log-densities of the rows, of categories and counts: those of classes to make up for rare ones, or those
+        of persons in all their rows. Standard errors take them for counts of rows. Rows of weight zero are left out.
     context : mapping, optional
         Functions and constants the formula may use.
     formula_engine : {"formulaic", "patsy"}
@@ -165,9 +168,10 @@ class NME:
     a Gaussian response the weights of hidden layers and the loadings of the effects have a standard normal prior,
     without effects all weights of a network with hidden layers, unless `fit` is given a ``weight_decay``; the
     log-likelihood printed is that at such estimates, without the prior. Below effects on the last layer the
-    population's weights there have a normal prior of variance 9 and are integrated out. A linear network of categories
+    population's weights there have a normal prior of variance 9 and are integrated out. A linear network of categories,
+    counts, or a Gaussian response whose variance differs between rows,
     with at most six personal parameters, or of a CRF with at most sixteen and a few thousand rows, ends at the maximum
-    of the marginal likelihood, by adaptive quadrature; other categories with person effects are fitted by penalised
+    of the marginal likelihood, by adaptive quadrature; others of these with person effects are fitted by penalised
     likelihood, whose coefficients are smaller. With a variance per parameter (``"diagonal"``, or the double bar in
     ``re:``) the effects of a linear network are independent on the user's scale, as for lme4's double bar; where
     independence is on standardised inputs the correlations that follow are reported. Rows of a CRF whose state is
@@ -213,12 +217,14 @@ class NME:
         cov: str | int | None = None,
         device: str = "cpu",
         transitions: Mapping[Any, Mapping[Any, float | None]] | None = None,
+        offset: Any = None,
+        weights: Any = None,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
     ) -> None:
         checked_choice(estimator, "estimator", get_args(Estimator))
-        checked_choice(family, "family", ("auto", *get_args(Family)))
         widths = checked_widths(hidden, network)
+        data, beside = with_columns(data, {"offset": offset, "weights": weights})
         self.formula = largest_first(checked_formula(formula), data)
         self.family: Family = chosen_family(family, self.formula, data)
         refuse_gate(self.formula, self.family)
@@ -229,7 +235,8 @@ class NME:
             data,
             context=context,
             engine=formula_engine,  # type: ignore[arg-type]
-            response="numeric" if self.family == "gaussian" else "categorical",
+            response=response_kind(self.family),
+            aux={name: column for name, column in beside.items() if column is not None},
             random_columns=False,
             partial_response=self.family == "crf",
         )
@@ -281,13 +288,15 @@ class NME:
             self.design.names.group or "row",
             levels,
             tuple(self.design.names.gate[k] for k in self.scaling.gate_columns),
+            self.design.names.sigma,
         )
         self.settings: Mapping[str, Any] = {
             "hidden": None if network is not None else list(widths),
             "activation": activation,
-            "family": self.family,
+            "family": "gaussian" if self.family == "heteroscedastic" else self.family,
             "estimator": estimator,
             "cov": self.cov,
+            **beside,
             "transitions": None if transitions is None else plain_moves(transitions),
             "formula_engine": formula_engine,
         }
@@ -538,6 +547,7 @@ def told_flags(design: Design, problem: Problem, trained: Trained, gain: float |
     told = trained.converged or {"not_converged", "separated"} & {flag.code for flag in trained.flags}
     flags = [] if told else [unconverged(trained, gain)]
     flags += shrunken_flags(problem, trained)
+    flags += at_limit(problem, trained)
     if problem.family == "gaussian" and trained.sigma2 <= COLLAPSED:
         flags.append(collapsed(float(np.sqrt(trained.sigma2))))
     single = int((design.counts == 1).sum())
@@ -552,34 +562,3 @@ def told_flags(design: Design, problem: Problem, trained: Trained, gain: float |
 def plain_moves(given: Mapping[Any, Mapping[Any, float | None]]) -> dict[str, dict[str, float | None]]:
     """Given transitions as they are written into files."""
     return {str(a): {str(b): None if v is None else float(v) for b, v in to.items()} for a, to in given.items()}
-
-
-def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:
-    """Widths of the hidden layers, those of a network of one's own being its own affair.
-
-    Raises
-    ------
-    ArgumentError
-        If they are no sequence, or given beside a network.
-    """
-    if network is not None:
-        if hidden is not None:
-            raise ArgumentError(f"hidden={hidden!r} says nothing about a network of your own; leave one of them out")
-        return ()
-    return checked_hidden(WIDTHS if hidden is None else hidden)
-
-
-def architecture(
-    design: Design, family: Family, scaling: Scaling, hidden: tuple[int, ...], activation: str, module: Any
-) -> Network:
-    """The network that a design and a family ask for."""
-    n_in, levels = len(scaling.columns), len(design.response_levels or ())
-    n_out = {"gaussian": 1, "binary": 1, "multiclass": levels - 1, "crf": levels}[family]
-    if not n_in and (hidden or module is not None):
-        what = f"a network with hidden={hidden}" if module is None else f"network {type(module).__name__}"
-        raise ArgumentError(f"{what} needs inputs, but the formula has none; add terms, or use hidden=()")
-    n_states, n_shifts = levels if family == "crf" else 0, len(scaling.gate_columns)
-    if module is not None:
-        check_module(module)
-        return wrap_module(deepcopy(module).double(), n_in, n_out, n_states, scaling.inputs(design.expert), n_shifts)
-    return build_network(n_in, n_out, hidden, activation, n_states, n_shifts)

@@ -2,24 +2,28 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import IntArray
-from mixmoe.errors import ArgumentError, FormulaError
+from mixmoe.errors import ArgumentError
 from mixmoe.neural.blocks import Tensor, torch
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from mixmoe.neural.personal_layers import Personal
 
+
+NO_CLUMPING = math.log(1e5)  # log of the theta of counts from which on they are as good as Poisson ones
 FORBIDDEN = -1e30  # score of what is ruled out: finite, so that differences of scores are numbers
-LAST_COLUMNS = re.compile(r"last\[.*\]")  # of a linear network, by name
 CHAIN = ("shifts", "transitions")  # tensors of a CRF behind the layers: its scores, and what covariates add to them
+LAW = ("scale", "steps")  # the same of other laws: log dispersion with its covariates, logs of distances of thresholds
+BEHIND = (*CHAIN, *LAW)
+SHARED_ONLY = ("shifts", *LAW)  # tensors that cannot be personal
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
 
 
@@ -72,6 +76,10 @@ class Network:
         A user's own network; then `hidden` and `activation` say nothing.
     moves : tuple of (int, int, float)
         Transitions whose score is given, by the codes of their states: minus infinity for those that there are not.
+    has_offset : bool
+        Whether the last column of a row is what is added to the first output.
+    scores : tuple of float
+        What ordered categories count as.
     """
 
     n_in: int
@@ -81,6 +89,20 @@ class Network:
     tensors: tuple[TensorSpec, ...]
     module: "Module | None" = None
     moves: tuple[tuple[int, int, float], ...] = ()
+    has_offset: bool = False
+    scores: tuple[float, ...] = ()
+
+    @property
+    def law(self) -> TensorSpec | None:
+        """The tensor with what the law of the response has beside the outputs of the layers."""
+        return self.tensors[-1] if self.tensors[-1].name in LAW else None
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of a row: those of the layers, and what its law has beside them, see `response_law`."""
+        if self.law is None:
+            return self.n_out
+        return self.n_out + (1 if self.law.name == "scale" else math.prod(self.law.shape))
 
     @property
     def free_moves(self) -> NDArray[np.bool_]:
@@ -142,11 +164,13 @@ def chain_shapes(n_states: int, n_shifts: int) -> list[tuple[str, tuple[int, ...
 
 
 def build_network(
-    n_in: int, n_out: int, hidden: Sequence[int], activation: str = "tanh", n_states: int = 0, n_shifts: int = 0
+    n_in: int,
+    n_out: int,
+    hidden: Sequence[int],
+    activation: str = "tanh",
+    behind: Sequence[tuple[str, tuple[int, ...]]] = (),
 ) -> Network:
-    """A network of the given widths; with `n_states`, a transition matrix is added to its parameters.
-
-    With `n_shifts`, so are the matrices that each of so many covariates of persons adds to it.
+    """A network of the given widths, `behind` being what else there are of tensors, see `chain_shapes`.
 
     Raises
     ------
@@ -160,8 +184,7 @@ def build_network(
     for k in range(len(widths) - 1):
         shapes.append((f"layer{k + 1}.weight", (widths[k], widths[k + 1])))
         shapes.append((f"layer{k + 1}.bias", (widths[k + 1],)))
-    shapes += chain_shapes(n_states, n_shifts)
-    return Network(n_in, n_out, tuple(hidden), activation, lay_out(shapes))
+    return Network(n_in, n_out, tuple(hidden), activation, lay_out([*shapes, *behind]))
 
 
 def initial_parameters(network: Network, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -183,7 +206,7 @@ def initial_parameters(network: Network, rng: np.random.Generator) -> NDArray[np
         return theta
     widths = [network.n_in, *network.hidden]
     for spec in network.tensors:
-        if spec.name in CHAIN:
+        if spec.name in BEHIND:
             continue
         layer = int(re.findall(r"\d+", spec.name)[0]) - 1
         bound = 1.0 / math.sqrt(max(widths[layer], 1))
@@ -191,191 +214,7 @@ def initial_parameters(network: Network, rng: np.random.Generator) -> NDArray[np
     return theta
 
 
-@dataclass(frozen=True, slots=True)
-class Personal:
-    """Which entries of the flat vector differ between persons.
-
-    Attributes
-    ----------
-    tensors : tuple of TensorSpec
-        Personal tensors, in the order of the network.
-    index : ndarray of int, shape (q,)
-        Their entries in the flat vector; column k of the effects belongs to entry ``index[k]``.
-    group : ndarray of int, shape (q,)
-        Number of the tensor that each column belongs to.
-    """
-
-    tensors: tuple[TensorSpec, ...]
-    index: IntArray
-    group: IntArray
-
-    @property
-    def q(self) -> int:
-        """Personal parameters per person."""
-        return len(self.index)
-
-    def columns(self, name: str) -> slice | None:
-        """Columns of the effects that belong to a tensor; None if it is shared by all."""
-        for k, spec in enumerate(self.tensors):
-            if spec.name == name:
-                start, stop = np.searchsorted(self.group, (k, k + 1))
-                return slice(int(start), int(stop))
-        return None
-
-    def places(self, spec: TensorSpec) -> IntArray:
-        """Personal entries of a personal tensor, counted within it: all, or those of the columns that `re:` names."""
-        return self.index[self.columns(spec.name)] - spec.start
-
-
-def layer_words(network: Network) -> tuple[str, ...]:
-    """Names that may stand left of the bar in ``re:``."""
-    names = [spec.name for spec in network.tensors if spec.name != "shifts"]
-    if network.module is not None:
-        own = [f"layer[{k + 1}]" for k in range(len(own_layers(network)))]
-        return tuple(dict.fromkeys(("first", "last", "all", "bias", *own, *names)))
-    layers = [f"layer[{k + 1}]" for k in range(network.depth)]
-    words = ["first", "last", "all", "bias", *layers, *names]
-    return tuple(dict.fromkeys(words))
-
-
-def match_layer(network: Network, word: str) -> set[str]:
-    """Names of the tensors that one word stands for; empty if none."""
-    names = [spec.name for spec in network.tensors if spec.name != "shifts"]
-    own = [name for name in names if name != "transitions"]
-    if network.module is not None:
-        pattern = re.compile(re.escape(word).replace(r"\*", ".*") + r"(\..*)?")
-        found = {name for name in names if pattern.fullmatch(name)}
-        if found:
-            return found
-    if word == "all":
-        return set(own)
-    if word == "bias":
-        return {name for name in own if name.split(".")[-1] == "bias"}
-    if network.module is not None:
-        return own_layer(network, word)
-    word = {"first": "layer1", "last": f"layer{network.depth}"}.get(word, word)
-    word = re.sub(r"layer\[(\d+)\]", r"layer\1", word)
-    return {name for name in names if name == word or name.startswith(word + ".")}
-
-
-def own_layers(network: Network) -> list[set[str]]:
-    """Tensors of a user's module by the part that holds them, in the order in which the module registers these."""
-    layers: dict[str, set[str]] = {}
-    for spec in network.tensors:
-        if spec.name not in CHAIN:
-            layers.setdefault(spec.name.rpartition(".")[0], set()).add(spec.name)
-    return list(layers.values())
-
-
-def own_layer(network: Network, word: str) -> set[str]:
-    """Tensors of the layer of a user's module that is meant by ``first``, ``last`` or ``layer[k]``; empty if none."""
-    layers = own_layers(network)
-    number = re.fullmatch(r"layer\[(\d+)\]", word)
-    place = {"first": 1, "last": len(layers)}.get(word, int(number.group(1)) if number else 0)
-    return layers[place - 1] if 1 <= place <= len(layers) else set()
-
-
-def select_personal(
-    network: Network,
-    words: Sequence[str],
-    formula: str | None = None,
-    inputs: Mapping[str, Sequence[int]] | None = None,
-) -> Personal:
-    """The personal part of a network from layer names.
-
-    Parameters
-    ----------
-    network : Network
-    words : sequence of str
-        ``first``, ``last``, ``all``, ``bias``, ``layer[k]`` (counted from 1), full tensor names, ``transitions``,
-        ``last[1, x]``.
-    formula : str, optional
-        For the error message.
-    inputs : mapping, optional
-        Places of the inputs that a name stands for, where the last layer sees inputs of the formula.
-
-    Raises
-    ------
-    FormulaError
-        For a name that stands for no tensor; lists the known ones.
-    """
-    chosen: set[str] = set()
-    entries: set[int] = set()
-    for word in words:
-        if LAST_COLUMNS.fullmatch(word):
-            entries |= last_entries(network, word, inputs, formula)
-            continue
-        found = match_layer(network, word)
-        if not found:
-            hint = "; a network's random intercept is the bias of its last layer" if word == "1" else ""
-            raise FormulaError(
-                f"unknown layer {word!r} in re:{hint}; this network has {', '.join(layer_words(network))}",
-                formula,
-                None if formula is None else max(formula.find(word, max(formula.find("re:"), 0)), 0),
-                len(word),
-            )
-        chosen |= found
-    entries |= {k for spec in network.tensors if spec.name in chosen for k in range(spec.start, spec.stop)}
-    return personal_entries(network.tensors, np.array(sorted(entries), dtype=np.intp))
-
-
-def last_entries(
-    network: Network, word: str, inputs: Mapping[str, Sequence[int]] | None, formula: str | None
-) -> set[int]:
-    """Entries of the flat vector that ``last[1, x]`` names: the bias, and the weights of inputs.
-
-    Raises
-    ------
-    FormulaError
-        If the last layer does not see the inputs of the formula, or has no such input, or the bias is left out.
-    """
-    at = None if formula is None else max(formula.find(word), 0)
-    names = [name.strip().strip("`") for name in re.split(r",(?![^(\[]*[)\]])", word[len("last[") : -1])]
-    if names == ["1"] and network.module is None:
-        bias = next(spec for spec in network.tensors if spec.name == f"layer{network.depth}.bias")
-        return set(range(bias.start, bias.stop))
-    if inputs is None:
-        raise FormulaError(
-            f"{word!r} names inputs of the last layer, which sees those of the formula in a linear network with a "
-            "Gaussian response only; give hidden=(), or take last[1], the intercept, or all columns, re: (last | ...)",
-            formula,
-            at,
-            len(word),
-        )
-    unknown = [name for name in names if name != "1" and name not in inputs]
-    if unknown:
-        raise FormulaError(
-            f"{unknown[0]!r} in {word!r} is no input of the network; it has 1, {', '.join(inputs)}",
-            formula,
-            at,
-            len(word),
-        )
-    if "1" not in names:
-        raise FormulaError(
-            f"{word!r} lacks the 1: a slope that differs between persons while the intercept does not depends on where "
-            f"the input is zero; write last[1, {', '.join(names)}]",
-            formula,
-            at,
-            len(word),
-        )
-    weights, bias = network.tensors[-2:]
-    return {bias.start} | {weights.start + k for name in names if name != "1" for k in inputs[name]}
-
-
-def personal_entries(tensors: Sequence[TensorSpec], entries: IntArray) -> Personal:
-    """The record of the given entries of the flat vector, in increasing order."""
-    touched = [spec for spec in tensors if ((entries >= spec.start) & (entries < spec.stop)).any()]
-    starts = np.array([spec.start for spec in touched], dtype=np.intp)
-    return Personal(tuple(touched), entries, np.searchsorted(starts, entries, side="right") - 1)
-
-
-def personal_tensors(tensors: tuple[TensorSpec, ...]) -> Personal:
-    """The record of the given personal tensors, in the order of the network."""
-    pieces = [np.arange(spec.start, spec.stop) for spec in tensors]
-    return personal_entries(tensors, np.concatenate([np.empty(0, dtype=np.intp), *pieces]))
-
-
-def view_tensors(network: Network, personal: Personal, theta: Tensor, eta: Tensor | None) -> list[Tensor]:
+def view_tensors(network: Network, personal: "Personal", theta: Tensor, eta: Tensor | None) -> list[Tensor]:
     r"""Parameter tensors of the persons of a block.
 
     Parameters
@@ -435,11 +274,45 @@ def forward(network: Network, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (B, T, d)
+        Of the layers, and behind them what the law of the response has beside these, see `response_law`.
     """
     if network.module is not None:
-        return forward_module(network, tensors, x)
+        return with_law(network, tensors, x, forward_module(network, tensors, x))
     last = 2 * (network.depth - 1)
-    return hidden_features(network, tensors, x) @ tensors[last] + as_row(tensors[last + 1])
+    outputs = hidden_features(network, tensors, x) @ tensors[last] + as_row(tensors[last + 1])
+    return with_law(network, tensors, x, outputs)
+
+
+def with_law(network: Network, tensors: Sequence[Tensor], x: Tensor, outputs: Tensor) -> Tensor:
+    """Outputs (B, T, d) with their offset, and what the law of the response has beside them."""
+    if network.has_offset:
+        outputs = outputs + x[..., -1:]
+    if network.law is None:
+        return outputs
+    if network.law.name == "steps":
+        return torch.cat([outputs, tensors[-1].expand(*outputs.shape[:-1], -1)], dim=-1)
+    return torch.cat([outputs, law_columns(network, x) @ tensors[-1].unsqueeze(-1)], dim=-1)
+
+
+def law_columns(network: Network, x: Tensor) -> Tensor:
+    """One and the covariates of the log dispersion, which stand behind the inputs, (B, T, 1 + v)."""
+    size = math.prod(network.tensors[-1].shape) - 1
+    return torch.cat([torch.ones_like(x[..., :1]), x[..., network.n_in : network.n_in + size]], dim=-1)
+
+
+def no_clumping(network: Network, theta: NDArray[np.float64]) -> bool:
+    """Whether the dispersion of counts has left all that data can tell from none."""
+    return network.law is not None and network.law.name == "scale" and bool(theta[network.law.start] > NO_CLUMPING)
+
+
+def law_jacobian(network: Network, x: Tensor) -> Tensor:
+    """Derivatives of what the law has beside the outputs of the layers in all parameters, (B, T, d, P)."""
+    spec, lead = network.tensors[-1], x.shape[:2]
+    if spec.name == "steps":
+        own = torch.eye(math.prod(spec.shape), dtype=x.dtype, device=x.device).expand(*lead, -1, -1)
+    else:
+        own = law_columns(network, x).unsqueeze(-2)
+    return torch.nn.functional.pad(own, (spec.start, 0))
 
 
 def users_module(network: Network) -> "Module":
@@ -463,8 +336,8 @@ def module_call(network: Network) -> Callable[..., Tensor]:
 
 
 def own_tensors(network: Network, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that the network itself uses: all but those of a chain."""
-    return [t for t, spec in zip(tensors, network.tensors, strict=True) if spec.name not in CHAIN]
+    """The tensors that the layers use: all but those of a chain or of the law of the response."""
+    return [t for t, spec in zip(tensors, network.tensors, strict=True) if spec.name not in BEHIND]
 
 
 def transition_scores(network: Network, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
@@ -509,7 +382,7 @@ def slope(activation: str, before: Tensor) -> Tensor:
         return torch.autograd.grad(activate(activation, at).sum(), at)[0]
 
 
-def jacobian(network: Network, personal: Personal, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
+def jacobian(network: Network, personal: "Personal", tensors: Sequence[Tensor], x: Tensor) -> Tensor:
     """Derivatives of every row's outputs in its person's own parameters.
 
     Returns
@@ -533,7 +406,7 @@ def jacobian(network: Network, personal: Personal, tensors: Sequence[Tensor], x:
 
 def personal_jacobian(
     network: Network,
-    personal: Personal,
+    personal: "Personal",
     tensors: Sequence[Tensor],
     inputs: Sequence[Tensor],
     before: Sequence[Tensor],
@@ -541,7 +414,7 @@ def personal_jacobian(
 ) -> Tensor:
     """Derivatives of one output in the personal parameters, shape (B, T, q)."""
     names = {spec.name for spec in personal.tensors}
-    lowest = min((int(re.findall(r"\d+", name)[0]) for name in names if name not in CHAIN), default=network.depth)
+    lowest = min((int(re.findall(r"\d+", name)[0]) for name in names if name not in BEHIND), default=network.depth)
     B, T = inputs[0].shape[:2]
     delta = torch.zeros(B, T, network.n_out, dtype=inputs[0].dtype, device=inputs[0].device)
     delta[:, :, output] = 1.0
@@ -552,8 +425,8 @@ def personal_jacobian(
             pieces[f"layer{k + 1}.weight"] = (inputs[k].unsqueeze(-1) * delta.unsqueeze(-2)).flatten(2)
         if k > lowest - 1:
             delta = (delta @ tensors[2 * k].transpose(-1, -2)) * slope(network.activation, before[k - 1])
-    for spec in personal.tensors:  # emissions do not depend on the tensors of a chain
-        if spec.name in CHAIN:
+    for spec in personal.tensors:  # outputs of the layers do not depend on the others
+        if spec.name in BEHIND:
             pieces[spec.name] = delta.new_zeros(B, T, math.prod(spec.shape))
     found = torch.cat([*(pieces[spec.name] for spec in personal.tensors), delta[..., :0]], dim=-1)
     if found.shape[-1] == personal.q:
@@ -565,11 +438,11 @@ def personal_jacobian(
     return found[..., torch.as_tensor(kept, device=found.device)]
 
 
-def jacobian_module(network: Network, personal: Personal, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
+def jacobian_module(network: Network, personal: "Personal", tensors: Sequence[Tensor], x: Tensor) -> Tensor:
     """Derivatives of a user's module in the personal tensors, mapped over rows and persons."""
     call = module_call(network)
     own = own_tensors(network, tensors)
-    moves = [spec for spec in personal.tensors if spec.name in CHAIN]
+    moves = [spec for spec in personal.tensors if spec.name in BEHIND]
     zeros = x.new_zeros(*x.shape[:2], network.n_out, sum(math.prod(spec.shape) for spec in moves))
     if len(moves) == len(personal.tensors):
         return zeros

@@ -1,24 +1,15 @@
 """Networks that a user brings: what is refused of them, and how one becomes a `Network`."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.errors import ArgumentError
 from mixmoe.neural.blocks import Tensor, torch
-
-if TYPE_CHECKING:
-    pass
-from mixmoe.neural.network import (
-    Network,
-    chain_shapes,
-    forward_module,
-    lay_out,
-    personal_tensors,
-    users_module,
-    view_tensors,
-)
+from mixmoe.neural.network import Network, forward_module, lay_out, users_module, view_tensors
+from mixmoe.neural.personal_layers import personal_tensors
 
 PROBE_ROWS = 6  # on which a network is tried
 
@@ -146,9 +137,8 @@ def wrap_module(
     module: Any,
     n_in: int,
     n_out: int,
-    n_states: int = 0,
+    behind: Sequence[tuple[str, tuple[int, ...]]] = (),
     rows: NDArray[np.float64] | None = None,
-    n_shifts: int = 0,
 ) -> Network:
     """A user's own ``torch.nn.Module`` as a network.
 
@@ -157,6 +147,8 @@ def wrap_module(
 
     Parameters
     ----------
+    behind : sequence of (str, tuple of int)
+        Tensors beside those of the module, see `chain_shapes`.
     rows : ndarray, shape (n, n_in), optional
         Standardised inputs on which it is tried; default: random ones.
 
@@ -171,8 +163,7 @@ def wrap_module(
         raise ArgumentError(f"network must map (rows, {n_in}) to (rows, {n_out}); for 3 rows it returned shape {shape}")
     drawn = np.random.default_rng(0).standard_normal((40, n_in))
     check_rows_apart(module, drawn if rows is None or not len(rows) else rows)
-    shapes += chain_shapes(n_states, n_shifts)
-    network = Network(n_in, n_out, (), "", lay_out(shapes), module)
+    network = Network(n_in, n_out, (), "", lay_out([*shapes, *behind]), module)
     check_mapping(network)
     return network
 

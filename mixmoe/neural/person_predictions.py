@@ -1,6 +1,6 @@
 """Predictions of persons known, unknown and adapted, with their uncertainty, on padded blocks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import norm
@@ -20,8 +20,20 @@ from mixmoe.neural.estimators.state import (
     without_given_moves,
 )
 from mixmoe.neural.estimators.trained import LAST_VARIANCE, Problem, Trained
-from mixmoe.neural.network import CHAIN, forward, jacobian, personal_tensors, transition_scores, view_tensors
-from mixmoe.neural.posterior import curvature_root, mean_outputs, posterior_covariance
+from mixmoe.neural.network import CHAIN, forward, jacobian, law_jacobian, transition_scores, view_tensors
+from mixmoe.neural.personal_layers import personal_tensors
+from mixmoe.neural.posterior import posterior_covariance
+from mixmoe.neural.response_law import (
+    COUNTS,
+    NORMAL_POINTS,
+    OF_NORMAL,
+    SHARED,
+    count_quantile,
+    curvature_root,
+    mean_outputs,
+    mean_slopes,
+    response_variance,
+)
 
 N_DRAWS = 512
 BISECTIONS = 32
@@ -40,13 +52,34 @@ class Prediction:
     variance : ndarray, shape (n, d)
         Of the mean: effects and population parameters; without the noise of a row.
     lower, upper : ndarray, shape (n,), or None
-        Limits where the distribution is not normal: of an unknown person's mean or response (Gaussian).
+        Limits where the distribution is not normal: of an unknown person's mean or response, of a known person's count.
+    noise : ndarray, shape (n,), or None
+        Variance of a response around its mean, where it differs between rows.
     """
 
     mean: Array
     variance: Array
     lower: Array | None = None
     upper: Array | None = None
+    noise: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the limits of an unknown person's predictions are of.
+
+    Attributes
+    ----------
+    alpha : float
+    noise : bool
+        Of a new response, instead of its mean.
+    population : bool
+        Of the mean over the distribution of effects, instead of one person's.
+    """
+
+    alpha: float = 0.05
+    noise: bool = True
+    population: bool = False
 
 
 def to_state(problem: Problem, fit: Trained, z: Array | None = None) -> State:
@@ -105,7 +138,7 @@ def whitened(problem: Problem, block: Block, state: State) -> tuple[Tensor, Tens
     mine = state.z if state.loading is None else state.z @ state.loading.T
     tensors = view_tensors(problem.network, problem.personal, state.theta, mine[block.persons])
     R = curvature_root(problem.family, forward(problem.network, tensors, block.x), state.sigma2).transpose(-1, -2)
-    R = R * block.mask[..., None, None]
+    R = R * block.weights.sqrt()[..., None, None]
     return (R @ J).flatten(1, 2), (R @ latent_jacobian(problem, J, state)).flatten(1, 2)
 
 
@@ -237,7 +270,9 @@ def person_gain(problem: Problem, state: State, C: Tensor) -> Tensor:
     return C @ gain
 
 
-def known_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, covered: Uncertainty) -> Prediction:
+def known_rows(
+    problem: Problem, fit: Trained, blocks: Blocks, z: Array, covered: Uncertainty, limits: Limits | None = None
+) -> Prediction:
     """Predictions of persons whose effects are estimated.
 
     Parameters
@@ -248,8 +283,12 @@ def known_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, covered
         Rows to predict.
     z : ndarray, shape (N, r)
     covered : Uncertainty
+    limits : Limits, optional
+        Of a new response of a family of `mixmoe.responses`, where they are wanted.
     """
     means, variances = [], []
+    noise: list[tuple[Block, Tensor]] = []
+    ends: list[list[tuple[Block, Tensor]]] = [[], []]
     with torch.no_grad():
         state = to_state(problem, fit, z)
         gain = covered.gain
@@ -258,9 +297,22 @@ def known_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, covered
         for whole in blocks:
             for block in pieces(problem, whole, 2 * problem.network.n_parameters * problem.network.n_out):
                 outputs, cov = block_moments(problem, block, state, covered, gain)
-                means.append((block, mean_outputs(problem.family, outputs)))
+                means.append((block, mean_outputs(problem.family, outputs, problem.network.scores)))
                 variances.append((block, spread(problem, outputs, cov)))
-    return Prediction(gather(blocks, means), gather(blocks, variances))
+                if limits is None:
+                    continue
+                noise.append((block, response_variance(problem.family, outputs)))
+                if problem.family in COUNTS:
+                    moved = outputs.unsqueeze(0).repeat(len(NORMAL_POINTS), 1, 1, 1)
+                    moved[..., 0] += problem.tensor(NORMAL_POINTS)[:, None, None] * cov[..., 0, 0].clamp_min(0.0).sqrt()
+                    for part, level in zip(ends, (limits.alpha / 2.0, 1.0 - limits.alpha / 2.0), strict=True):
+                        part.append((block, count_quantile(problem.family, moved, level)))
+    found = Prediction(gather(blocks, means), gather(blocks, variances))
+    if limits is None:
+        return found
+    if problem.family in COUNTS:
+        found = replace(found, lower=gather(blocks, ends[0]), upper=gather(blocks, ends[1]))
+    return replace(found, noise=gather(blocks, noise))
 
 
 def block_moments(
@@ -283,10 +335,7 @@ def block_moments(
 
 def spread(problem: Problem, outputs: Tensor, cov: Tensor) -> Tensor:
     """Variance of the means on the response scale from the covariance of the outputs (delta method)."""
-    if problem.family == "gaussian":
-        return cov.diagonal(dim1=-2, dim2=-1)
-    p = mean_outputs(problem.family, outputs)
-    slope = torch.diag_embed(p)[..., 1:] - p.unsqueeze(-1) * p[..., 1:].unsqueeze(-2)
+    slope = mean_slopes(problem.family, outputs, problem.network.scores)
     return (slope @ cov @ slope.transpose(-1, -2)).diagonal(dim1=-2, dim2=-1)
 
 
@@ -313,24 +362,6 @@ def prior_draws(fit: Trained, rng: np.random.Generator, n_draws: int = N_DRAWS) 
     """Latent effects of unknown persons in antithetic pairs, shape (n_draws, r)."""
     half = rng.standard_normal((n_draws // 2, fit.z.shape[1])) * np.sqrt(fit.s * widening(fit))
     return np.concatenate([half, -half])
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the limits of an unknown person's predictions are of.
-
-    Attributes
-    ----------
-    alpha : float
-    noise : bool
-        Of a new response, instead of its mean.
-    population : bool
-        Of the mean over the distribution of effects, instead of one person's.
-    """
-
-    alpha: float = 0.05
-    noise: bool = True
-    population: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +422,10 @@ def over_persons(blocks: Blocks, parts: list[list[tuple[Block, Tensor]]], limits
 
 def jacobian_of_all(problem: Problem, tensors: list[Tensor], block: Block) -> Tensor:
     """Derivatives of a block's outputs in all parameters, at given ones, shape (B, T, d, P)."""
-    return jacobian(problem.network, personal_tensors(problem.network.tensors), tensors, block.x)
+    found = jacobian(problem.network, personal_tensors(problem.network.tensors), tensors, block.x)
+    if problem.network.law is None:
+        return found
+    return torch.cat([found, law_jacobian(problem.network, block.x)], dim=-2)
 
 
 def mixture_quantile(means: Tensor, sd: Tensor, level: float) -> Tensor:
@@ -437,28 +471,48 @@ def unknown_rows(
     The uncertainty of the population parameters is that at effects of zero.
     """
     parts: list[list[tuple[Block, Tensor]]] = [[], [], [], []]
+    noise: list[tuple[Block, Tensor]] = []
+    noisy = limits.noise and problem.family in SHARED
     with torch.no_grad():
         state, eta = to_state(problem, fit), problem.tensor(draws @ fit.loading.T)
         for block in (piece for whole in blocks for piece in pieces(problem, whole, 2 * len(draws))):
             drawn = (draw.expand(len(block.persons), -1) for draw in eta)
             each = (view_tensors(problem.network, problem.personal, state.theta, mine) for mine in drawn)
-            values = torch.stack([block_means(problem, block, tensors) for tensors in each])
-            extra = population_spread(problem, block, state, covered)
+            if noisy:
+                outputs = torch.stack([forward(problem.network, tensors, block.x) for tensors in each])
+                values = mean_outputs(problem.family, outputs)
+                noise.append((block, response_variance(problem.family, outputs).mean(0)))
+            else:
+                outputs, values = None, torch.stack([block_means(problem, block, tensors) for tensors in each])
             mean, between = values.mean(0), values.var(0, correction=0)
+            extra = population_spread(problem, block, state, covered, mean)
             variance = 0.0 * mean + extra if limits.population else between + extra
-            found = (mean, variance, *draw_limits(problem, fit, values, extra, limits))
+            found = (mean, variance, *draw_limits(problem, fit, values, extra, limits, outputs))
             for part, value in zip(parts, found, strict=True):
                 part.append((block, value))
-    return over_persons(blocks, parts, limits)
+    found = over_persons(blocks, parts, limits)
+    return replace(found, noise=gather(blocks, noise)) if noisy else found
 
 
 def draw_limits(
-    problem: Problem, fit: Trained, values: Tensor, extra: Tensor | float, limits: Limits
+    problem: Problem, fit: Trained, values: Tensor, extra: Tensor | float, limits: Limits, outputs: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Limits of a new observation or its mean (Gaussian), or of a person's probability, from draws; each (B, T, d)."""
+    """Limits of a new response or its mean (numbers), or of a person's probability, from draws; each (B, T, d).
+
+    Parameters
+    ----------
+    outputs : Tensor, shape (n_draws, B, T, d), or None
+        Where limits of a new response are wanted and its law has more than a mean.
+    """
     low, high = limits.alpha / 2.0, 1.0 - limits.alpha / 2.0
-    sd = (torch.zeros_like(values[:1]) + extra + (fit.sigma2 if limits.noise else 0.0)).sqrt()
-    if problem.family == "gaussian" and bool((sd > 0).all()):
+    noise: Tensor | float = fit.sigma2 if limits.noise and problem.family == "gaussian" else 0.0
+    if outputs is not None and problem.family in COUNTS:
+        ends = (count_quantile(problem.family, outputs, level) for level in (low, high))
+        return tuple(end.unsqueeze(-1) for end in ends)  # type: ignore[return-value]
+    if outputs is not None:
+        noise = response_variance(problem.family, outputs).unsqueeze(-1)
+    sd = (torch.zeros_like(values[:1]) + extra + noise).sqrt()
+    if problem.family in OF_NORMAL and bool((sd > 0).all()):
         return mixture_quantile(values, sd, low), mixture_quantile(values, sd, high)
     ends = torch.quantile(values, problem.tensor([low, high]), dim=0)
     return ends[0], ends[1]
@@ -469,17 +523,25 @@ def block_means(problem: Problem, block: Block, tensors: list[Tensor]) -> Tensor
     outputs = forward(problem.network, tensors, block.x)
     if problem.family == "crf":
         return marginals(outputs, transition_scores(problem.network, tensors, block.x), block.mask)
-    return mean_outputs(problem.family, outputs)
+    return mean_outputs(problem.family, outputs, problem.network.scores)
 
 
-def population_spread(problem: Problem, block: Block, state: State, covered: Uncertainty) -> Tensor | float:
-    """Variance of the population prediction from that of the population parameters; none for a CRF's marginals."""
+def population_spread(
+    problem: Problem, block: Block, state: State, covered: Uncertainty, mean: Tensor | None = None
+) -> Tensor | float:
+    """Variance of the population prediction from that of the population parameters; none for a CRF's marginals.
+
+    At effects of zero; of counts that of their `mean` over the effects (B, T, 1), which is so many times larger.
+    """
     if covered.population is None or problem.family == "crf":
         return 0.0
     tensors = view_tensors(problem.network, problem.personal, state.theta, None)
     outputs = forward(problem.network, tensors, block.x)
     J = jacobian_of_all(problem, tensors, block)
-    return spread(problem, outputs, J @ covered.population @ J.transpose(-1, -2))
+    found = spread(problem, outputs, J @ covered.population @ J.transpose(-1, -2))
+    if problem.family in COUNTS and mean is not None:
+        found = found * (mean / mean_outputs(problem.family, outputs)).square()
+    return found
 
 
 def crf_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, *, states: bool, given: bool = False) -> Array:

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array, IntArray
+from mixmoe.design.beside import check_beside
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design
 from mixmoe.design.frame import places_of, view
@@ -42,7 +43,8 @@ from mixmoe.neural.person_predictions import (
     uncertainty,
 )
 from mixmoe.neural.predicted_rows import combined_predictions, predictions
-from mixmoe.neural.refusals import check_moves
+from mixmoe.neural.refusals import check_counts, check_moves, check_offset
+from mixmoe.neural.response_law import COUNTS, NUMBERS, OF_NORMAL, n_means
 from mixmoe.neural.transitions import Transitions, build_transitions
 from mixmoe.output.predictions import (
     Interval,
@@ -277,16 +279,14 @@ def match_labels(persons: Persons, design: Design, own: bool = True) -> IntArray
         return np.full(design.n_units, -1, dtype=np.intp)
     if not problem.personal.q:
         return places_of(design.labels, persons.labels)
-    found = known_places(design.labels, persons.labels, str(group))
-    if own and persons.fitted is not None and not (found >= 0).any():
-        warn_strangers("the population")
-    return found
+    return known_places(design.labels, persons.labels, str(group))
 
 
 def adapt_persons(persons: Persons, data: Any) -> Persons:
     """Persons with effects from `data`, population parameters held."""
     design = persons.design.for_new(data, response=True)
     check_moves(design, persons.problem.network)
+    check_rows_ahead(persons, design, response=True)
     if design.names.group is None:
         raise ArgumentError(f"adapt needs to know whose rows these are; give the column {persons.design.names.group!r}")
     if persons.levels:
@@ -344,7 +344,7 @@ def adapt_levels(persons: Persons, design: Design) -> Persons:
 
 def own_scale(persons: Persons) -> Scale:
     """The scale of predictions where none is asked for: categories without an order have no mean."""
-    return "response" if persons.problem.family in ("gaussian", "binary") else "categories"
+    return "categories" if persons.problem.family in ("multiclass", "crf") else "response"
 
 
 def refuse_unknown(persons: Persons, wanted: Wanted) -> None:
@@ -365,9 +365,12 @@ def refuse_unknown(persons: Persons, wanted: Wanted) -> None:
             "NME has no predict(scale='link'): outputs of a network are averaged over the effects of persons on the "
             "scale of the response; use scale='response'"
         )
-    if wanted.scale == "categories" and family == "gaussian":
-        raise ArgumentError("scale='categories' is for a response of categories, got family='gaussian'; use 'response'")
-    if wanted.scale == "response" and family not in ("gaussian", "binary"):
+    if wanted.scale == "categories" and family in NUMBERS:
+        shown_family = "gaussian" if family in OF_NORMAL else family
+        raise ArgumentError(
+            f"scale='categories' is for a response of categories, got family={shown_family!r}; use 'response'"
+        )
+    if wanted.scale == "response" and family in ("multiclass", "crf"):
         raise ArgumentError(
             f"categories without an order have no mean, got scale='response' with family={family!r}; use "
             "scale='categories' for the probability of each"
@@ -377,6 +380,21 @@ def refuse_unknown(persons: Persons, wanted: Wanted) -> None:
             f"NME has no predict(interval={wanted.interval!r}) for a CRF: limits of its state probabilities are not "
             "known; leave interval= out, transitions have limits"
         )
+
+
+def check_rows_ahead(persons: Persons, design: Design, response: bool = False) -> None:
+    """Refuse new rows without the offset that the fit had, with their `response` without weights, or impossible ones.
+
+    Raises
+    ------
+    DesignError
+    """
+    needed = ("offset", "weights") if response else ("offset",)
+    check_beside(design, {name: persons.design.recipe.aux.get(name) for name in needed}, needed)
+    if "offset" in design.aux:
+        check_offset(design, persons.problem.family)
+    if response and persons.problem.family in COUNTS:
+        check_counts(design, persons.problem.family, vary=False)
 
 
 def limits_of_persons(persons: Persons, wanted: Wanted) -> bool:
@@ -409,11 +427,15 @@ def predict_frame(persons: Persons, covered: Uncertainty | None, new: Any, wante
             "kind='subject'"
         )
     try:
-        design = persons.design.for_new(new)
+        # Covariates of the dispersion tell nothing of means.
+        design = persons.design.for_new(new, without=() if wanted.noise else ("sigma",))
     except NothingLeftError as error:
         first = predict_frame(persons, covered, persons.design.frame.iloc[:1], wanted, rng)
         return nothing_predicted(new, [str(name) for name in first], error)
+    check_rows_ahead(persons, design)
     known = match_labels(persons, design, own)
+    if own and persons.problem.personal.q:
+        warn_strangers("the population", known >= 0, given=persons.fitted is not None)
     return in_user_order(predicted_columns(persons, covered, design, known, wanted, rng), design, new)
 
 
@@ -430,8 +452,10 @@ def predicted_columns(
     is_known = (known >= 0)[design.codes]
     own = limits_of_persons(persons, wanted)
     limits = Limits(wanted.alpha, wanted.noise, not (wanted.noise or own))
-    size = persons.problem.network.n_out + (persons.problem.family not in ("gaussian", "crf"))
-    whole = Prediction(np.zeros((design.n, size)), np.zeros((design.n, size)), *np.full((2, design.n), np.nan))
+    size = n_means(persons.problem.family, persons.problem.network.n_out, len(persons.design.response_levels or ()))
+    whole = Prediction(
+        np.zeros((design.n, size)), np.zeros((design.n, size)), *np.full((2, design.n), np.nan), np.zeros(design.n)
+    )
     if persons.levels:
         codes = level_codes(persons.levels, design, own=own)
         every = np.ones(design.n, dtype=bool)
@@ -447,25 +471,35 @@ def fill(whole: Prediction, rows: NDArray[np.bool_], found: Prediction) -> None:
     whole.mean[rows], whole.variance[rows] = found.mean, found.variance
     if found.lower is not None and whole.lower is not None and whole.upper is not None:
         whole.lower[rows], whole.upper[rows] = found.lower, found.upper
+    if found.noise is not None and whole.noise is not None:
+        whole.noise[rows] = found.noise
 
 
 def labelled(persons: Persons, found: Prediction, wanted: Wanted) -> dict[str, Array]:
     """Predictions on the user's scale as columns."""
     scaling, family = persons.scaling, persons.problem.family
-    if family == "gaussian":
-        mean = scaling.y_mean + scaling.y_sd * found.mean[:, 0]
+    if family in NUMBERS:
+        y_mean = scaling.y_mean if family in OF_NORMAL else 0.0
+        mean = y_mean + scaling.y_sd * found.mean[:, 0]
         if not wanted.limits:
             return mean_columns(mean)
-        variance = found.variance[:, 0] + (persons.trained.sigma2 if wanted.noise else 0.0)
-        ends = normal_limits(found.mean[:, 0], variance, wanted.alpha)
+        residual = persons.trained.sigma2 if family == "gaussian" else found.noise
+        variance = found.variance[:, 0] + (residual if wanted.noise and residual is not None else 0.0)
+        if family in OF_NORMAL:
+            ends = normal_limits(found.mean[:, 0], variance, wanted.alpha)
+        else:
+            safe = np.maximum(found.mean[:, 0], 1e-300)
+            ends = tuple(map(np.exp, normal_limits(np.log(safe), variance / safe**2, wanted.alpha)))
         low, high = (
             end if by is None else np.where(np.isnan(by), end, by)
             for end, by in zip(ends, (found.lower, found.upper), strict=True)
         )
-        back = (scaling.y_mean + scaling.y_sd * end for end in (low, high))
+        back = (y_mean + scaling.y_sd * end for end in (low, high))
         return mean_columns(Interval(mean, scaling.y_sd * np.sqrt(np.maximum(variance, 0.0)), *back))
     names = category_names(persons)
-    shown_at = slice(-1, None) if wanted.scale == "response" else slice(None)
+    if family == "ordinal" and wanted.scale == "response":
+        return mean_columns(scored(persons, found, wanted))
+    shown_at = slice(-1, None) if wanted.scale == "response" else slice(len(names))
     names = ["mean"] if wanted.scale == "response" else names
     p, variance = found.mean[:, shown_at], found.variance[:, shown_at]
     if not wanted.limits:
@@ -477,6 +511,22 @@ def labelled(persons: Persons, found: Prediction, wanted: Wanted) -> dict[str, A
     ends = normal_limits(np.log(safe / (1.0 - safe)), variance / (safe * (1.0 - safe)) ** 2, wanted.alpha)
     low, high = (1.0 / (1.0 + np.exp(-end)) for end in ends)
     return named_columns(names, Interval(p, np.sqrt(variance), low, high))
+
+
+def scored(persons: Persons, found: Prediction, wanted: Wanted) -> Array | Interval:
+    """Means of what ordered categories count as; limits of the mean on the logit of its share of the range."""
+    scores = np.array(persons.problem.network.scores)
+    p, mean, variance = found.mean[:, :-1], found.mean[:, -1], found.variance[:, -1]
+    if not wanted.limits:
+        return mean
+    if wanted.noise:
+        below = p.cumsum(axis=1)[:, :-1]
+        ends = (scores[(below < level).sum(axis=1)] for level in (wanted.alpha / 2.0, 1.0 - wanted.alpha / 2.0))
+        return Interval(mean, np.sqrt(np.maximum(p @ scores**2 - mean**2, 0.0)), *ends)
+    low, width = scores[0], scores[-1] - scores[0]
+    share = np.clip((mean - low) / width, 1e-12, 1.0 - 1e-12)
+    ends = normal_limits(np.log(share / (1.0 - share)), variance / (width * share * (1.0 - share)) ** 2, wanted.alpha)
+    return Interval(mean, np.sqrt(variance), *(low + width / (1.0 + np.exp(-end)) for end in ends))
 
 
 def category_names(persons: Persons) -> list[str]:
@@ -496,6 +546,8 @@ def state_frame(persons: Persons, data: Any, *, states: bool) -> Any:
         raise ArgumentError(f"decoding belongs to a CRF; this model's family is {persons.problem.family!r}")
     design = persons.design.for_new(data)
     known = match_labels(persons, design)
+    if persons.fitted is not None and persons.problem.personal.q:
+        warn_strangers("the population", known >= 0, given=True)
     z = np.concatenate([persons.z, np.zeros((1, persons.z.shape[1]))])
     place = np.where(known >= 0, known, len(persons.z))
     every = np.ones(design.n, dtype=bool)

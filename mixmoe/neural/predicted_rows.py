@@ -13,6 +13,7 @@ from mixmoe.design.design import Design
 from mixmoe.neural.batches import blocks_of
 from mixmoe.neural.blocks import Blocks, Tensor, build_blocks, to_array
 from mixmoe.neural.estimators.last_layer import is_exact
+from mixmoe.neural.estimators.trained import Problem, Trained
 from mixmoe.neural.groupings import (
     combined_rows,
     spread_of,
@@ -21,6 +22,7 @@ from mixmoe.neural.groupings import (
 from mixmoe.neural.marginal_likelihood import (
     is_marginal,
     posterior_means,
+    quasi_normal,
 )
 from mixmoe.neural.person_predictions import (
     N_DRAWS,
@@ -37,7 +39,9 @@ from mixmoe.neural.person_predictions import (
     to_state,
     uncertainty,
     unknown_rows,
+    widening,
 )
+from mixmoe.neural.response_law import LAWS, SHARED
 from mixmoe.neural.transitions import following_rows
 
 if TYPE_CHECKING:
@@ -71,7 +75,7 @@ def predictions(
                 values = given[chains.places]
             out.append((is_known, Prediction(values, np.full(values.shape, np.nan))))
         else:
-            found = known_rows(problem, fit, blocks, persons.z, bare)
+            found = known_rows(problem, fit, blocks, persons.z, bare, noise_of(problem, limits))
             exact = is_marginal(problem)
             out.append((is_known, replace(found, mean=known_means(persons, blocks)) if exact else found))
     if not is_known.all():
@@ -79,6 +83,11 @@ def predictions(
         blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.problem.device)
         out.append((~is_known, over_effects(persons, covered, blocks, limits, checked_rng(rng))))
     return out
+
+
+def noise_of(problem: Problem, limits: Limits) -> Limits | None:
+    """The limits of a new response of a family whose noise differs between rows; None where none are wanted."""
+    return limits if limits.noise and problem.family in SHARED else None
 
 
 def combined_predictions(persons: "Persons", covered: Uncertainty | None, blocks: Blocks, limits: Limits) -> Prediction:
@@ -123,7 +132,8 @@ def unknown_means(persons: "Persons", rows: Blocks) -> Array:
     """Predictions over the distribution of effects, as if nobody were known."""
     if persons.levels:
         return combined_rows(persons.problem, persons.trained, persons.z_of_all, strangers(rows)).mean
-    return over_effects(persons, None, rows, Limits(), np.random.default_rng(0)).mean
+    limits = Limits(noise=False, population=True)
+    return over_effects(persons, None, rows, limits, np.random.default_rng(0)).mean
 
 
 def over_effects(
@@ -134,7 +144,22 @@ def over_effects(
     bare = covered if covered is not None else Uncertainty(None, None)
     if is_exact(problem):
         return linear_unknown_rows(problem, fit, rows, unknown_components(persons, covered), bare, limits)
+    if problem.family in LAWS:
+        return unknown_rows(problem, fit, rows, even_effects(fit, widened=not limits.population), bare, limits)
     return unknown_rows(problem, fit, rows, unknown_draws(persons, covered, rng), bare, limits)
+
+
+def even_effects(fit: Trained, *, widened: bool) -> Array:
+    """Points spread evenly over the distribution of effects, shape (N_DRAWS, r).
+
+    Parameters
+    ----------
+    widened : bool
+        Whether for one more person, see `widening`, or for the mean over persons.
+    """
+    r = fit.z.shape[1]
+    sd = np.sqrt(fit.s * (widening(fit) if widened else 1.0))
+    return quasi_normal(r, N_DRAWS) * sd if r else np.zeros((2, 0))
 
 
 def has_prior_only(persons: "Persons") -> bool:

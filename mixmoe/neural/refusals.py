@@ -7,21 +7,34 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from mixmoe.design.design import Design
+from mixmoe.arguments import checked_choice
+from mixmoe.design.design import Design, offset_of
 from mixmoe.design.formula import MoEFormula, RandomTerm, parse_formula
 from mixmoe.design.frame import shown, view
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.neural.estimators.last_layer import is_exact
 from mixmoe.neural.estimators.trained import Problem
-from mixmoe.neural.network import Network, Personal
-from mixmoe.neural.posterior import Family
-from mixmoe.responses.distribution import check_varies, constant_within
+from mixmoe.neural.network import Network
+from mixmoe.neural.personal_layers import Personal
+from mixmoe.neural.response_law import COUNTS, OF_NORMAL, Family
+from mixmoe.responses.distribution import (
+    ETA_LIMIT,
+    MOST_COUNTS,
+    OFFSETS,
+    Observed,
+    check_maximum,
+    check_varies,
+    constant_within,
+)
+from mixmoe.responses.exponential import canonical_family
 
 MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
 MAX_LABELS = 12  # different whole numbers as text that are taken for names of categories
 LARGEST = 1e100  # number in the data, and one over the least difference: their squares and fourth powers are finite
 COVS = ("diagonal", "tensor", "full")
+FAMILIES = ("auto", "gaussian", "binary", "multiclass", "crf", "poisson", "negbinomial", "ordinal")
 
 
 def checked_formula(formula: Any) -> MoEFormula:
@@ -35,15 +48,37 @@ def checked_formula(formula: Any) -> MoEFormula:
     parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
     if parsed.vary is not None:
         raise FormulaError("NME has no section 'vary:'; leave it out, or use VCMoE, which has", parsed.text)
-    if parsed.sigma:
-        raise FormulaError("NME has no section 'sigma:'; leave it out, or use MEMoE, which has", parsed.text)
-    for part in (*parsed.expert, *parsed.gate):
+    for part in (*parsed.expert, *parsed.gate, *parsed.sigma):
         if part.kind != "free":
             raise FormulaError(f"NME has no {part.kind}(...); write the terms without it", parsed.text)
     return parsed
 
 
-def chosen_family(family: str, formula: MoEFormula, data: Any) -> Family:
+def chosen_family(family: Any, formula: MoEFormula, data: Any) -> Family:
+    """The family asked for, or the one that the response suggests.
+
+    A Gaussian response with a section ``sigma:`` is ``"heteroscedastic"``.
+
+    Raises
+    ------
+    ArgumentError, FormulaError
+        If there is no such family, or it has no dispersion that ``sigma:`` could be about.
+    """
+    known = canonical_family(family)
+    checked_choice(known, "family", FAMILIES)
+    found = suggested_family(known, formula, data)
+    if found == "gaussian" and formula.sigma:
+        return "heteroscedastic"
+    if formula.sigma and found != "negbinomial":
+        raise FormulaError(
+            f"sigma: is about the residual standard deviation of family='gaussian', or the theta of 'negbinomial'; "
+            f"family={found!r} has neither; leave the section out",
+            formula.text,
+        )
+    return found
+
+
+def suggested_family(family: str, formula: MoEFormula, data: Any) -> Family:
     """The family asked for, or the one that the response suggests."""
     if family != "auto":
         return family  # type: ignore[return-value]
@@ -89,7 +124,7 @@ def check_magnitudes(design: Design, family: Family) -> None:
         Names the column.
     """
     columns = [(name, design.expert[:, k]) for k, name in enumerate(design.names.expert) if name != "Intercept"]
-    if family == "gaussian" and design.response is not None:
+    if family in OF_NORMAL and design.response is not None:
         columns.insert(0, (design.names.response, design.response.astype(float)))
     for name, values in columns:
         largest, spread = float(np.abs(values).max()), float(np.ptp(values / 2.0)) * 2.0
@@ -104,8 +139,18 @@ def check_magnitudes(design: Design, family: Family) -> None:
 def check_response(design: Design, family: Family) -> None:
     """Refuse responses that the family cannot have."""
     levels = design.response_levels or ()
-    if family == "gaussian":
+    if family in OF_NORMAL:
         check_varies(str(design.names.response), np.asarray(design.response, dtype=float))
+    if family in COUNTS:
+        check_counts(design, family)
+    if "offset" in design.aux:
+        check_offset(design, family)
+    if "weights" in design.aux and family in ("crf", *OF_NORMAL):
+        why = "whose sequences have one probability" if family == "crf" else "whose variance they would change"
+        mend = "leave out sequences that shall not count" if family == "crf" else "use MEMoE, where they do, or sigma:"
+        raise ArgumentError(
+            f"weights= multiply log-densities of rows of categories or counts, not of responses {why}; {mend}"
+        )
     if family == "binary" and len(levels) != 2:
         raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
     if len(levels) > MAX_LEVELS:
@@ -115,6 +160,55 @@ def check_response(design: Design, family: Family) -> None:
         )
     if family == "crf" and design.sequence is None:
         raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
+
+
+def check_counts(design: Design, family: Family, *, vary: bool = True) -> None:
+    """Refuse responses that are no counts, or, if they must vary, that are all zero.
+
+    Raises
+    ------
+    DesignError
+        Names the first row.
+    """
+    y, name = np.asarray(design.response, dtype=float), str(design.names.response)
+    wrong = (y != np.floor(y)) | (y < 0) | (y > MOST_COUNTS)
+    if wrong.any():
+        k = earliest(design, wrong)
+        raise DesignError(
+            f"the response {name!r} is {y[k]:g} in row {shown(design.rows[k])}; family={family!r} needs counts 0, 1, 2 "
+            f"..., at most {MOST_COUNTS:g}; correct it, or choose another family"
+        )
+    if vary:
+        observed = Observed(name, y, np.ones(design.n), offset_of(design))
+        check_maximum(family, observed, np.ones((design.n, 1)))
+
+
+def check_offset(design: Design, family: Family) -> None:
+    """Refuse offsets that the likelihood has no place for, or that are far off.
+
+    Raises
+    ------
+    ArgumentError, DesignError
+        Names the first row.
+    """
+    if family not in (*COUNTS, "binary", "ordinal"):
+        what = "subtract it from the response" if family in OF_NORMAL else "make it an input"
+        raise ArgumentError(
+            f"offset= is for one linear predictor of counts, of two or of ordered categories, got family={family!r}; "
+            f"{what}"
+        )
+    far = np.abs(offset_of(design)) > ETA_LIMIT
+    if far.any():
+        k = earliest(design, far)
+        raise DesignError(
+            f"the offset is {offset_of(design)[k]:g} in row {shown(design.rows[k])}; it must lie {OFFSETS}; correct it"
+        )
+
+
+def earliest(design: Design, wrong: NDArray[np.bool_]) -> int:
+    """Row of the design that comes first in the data among those that are wrong."""
+    places = np.flatnonzero(wrong)
+    return int(places[design.position[places].argmin()])
 
 
 def refuse_gate(formula: MoEFormula, family: Family) -> None:
@@ -226,7 +320,7 @@ def check_within(design: Design, family: Family, network: Network, personal: Per
     DesignError
     """
     last_bias = f"layer{network.depth}.bias"
-    if family != "gaussian" or network.module is not None or last_bias not in {t.name for t in personal.tensors}:
+    if family not in OF_NORMAL or network.module is not None or last_bias not in {t.name for t in personal.tensors}:
         return
     y = np.asarray(design.response, dtype=float)
     if (y == y[design.starts][design.codes]).all():

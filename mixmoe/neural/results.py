@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from mixmoe.loading import restored
 from mixmoe.mixture.estimate import EMFit, Flag, Starts, criteria
 from mixmoe.neural.blocks import to_array, torch
 from mixmoe.neural.chain_covariates import chain_tables, covariate_tests, end_scores
-from mixmoe.neural.components import free_parameters, is_linear, named_tensors
+from mixmoe.neural.components import free_parameters, is_by_move, is_linear, named_tensors
 from mixmoe.neural.displays import (
     Comparison,
     architecture_table,
@@ -33,10 +34,10 @@ from mixmoe.neural.displays import (
     learning_curves,
     share_table,
 )
-from mixmoe.neural.effect_curves import check_options, effect_curves
+from mixmoe.neural.effect_curves import check_options, effect_curves, transition_curves
 from mixmoe.neural.estimators.trained import LevelEffects, Problem, Trace, Trained, parts_of
 from mixmoe.neural.fitted_rows import NetworkDiagnosis
-from mixmoe.neural.marginal_likelihood import linear_names
+from mixmoe.neural.marginal_likelihood import integral_error, is_marginal, linear_names
 from mixmoe.neural.network import forward, view_tensors
 from mixmoe.neural.persons import Persons, adapt_persons, own_scale, predict_frame, refuse_unknown, state_frame
 from mixmoe.neural.transitions import Transitions, build_transitions
@@ -88,7 +89,6 @@ class NMEResults(NetworkDiagnosis):
     """
 
     _default_plot = "effects"
-    _curve_kinds = ("effects", "learning")
     _report_plots = ("effects", "learning")
 
     def __init__(
@@ -119,6 +119,13 @@ class NMEResults(NetworkDiagnosis):
             ("Validation rows", f"{held} of these; they chose the epoch" if held else None),
             ("Likelihood", why if self.model.estimator == "sgd" else None),
         )
+
+    @cached_property
+    def _integral_error(self) -> float | None:
+        # Epochs that validation rows chose are of the penalised likelihood, whatever the network.
+        if not is_marginal(self.problem) or self.problem.validation.n_rows:
+            return None
+        return integral_error(self.problem, self.trained)
 
     @property
     def random_effects(self) -> pd.DataFrame:
@@ -186,6 +193,11 @@ class NMEResults(NetworkDiagnosis):
             For ``"experts"`` and ``"probabilities"``, which a network has not; for limits of the population's mean if
             the network has too many parameters for a covariance.
 
+        Warns
+        -----
+        MixmoeWarning
+            If no person of `history` is in `new`, or, for ``kind="subject"`` without one, if some are not in the fit.
+
         Notes
         -----
         Confidence limits of the population's mean carry the estimates of the network's parameters, those of persons
@@ -234,13 +246,16 @@ class NMEResults(NetworkDiagnosis):
         """
         return adapt_persons(self.persons, data)
 
-    def transition_tests(self, *, lr: bool = True) -> pd.DataFrame:
+    def transition_tests(self, *, lr: bool = True, progress: bool | None = None) -> pd.DataFrame:
         """Whether transitions go with the covariates of persons that ``gate:`` names (CRF).
 
         Parameters
         ----------
         lr : bool
-            Whether to fit the model without each term as well, for a likelihood-ratio test.
+            Whether to fit the model without each term as well, for a likelihood-ratio test; each takes about as long as
+            the fit without its comparisons.
+        progress : bool, optional
+            Progress bar of these fits; by default in a terminal, and if they take more than a few seconds.
 
         Returns
         -------
@@ -259,7 +274,7 @@ class NMEResults(NetworkDiagnosis):
         the transitions, before the effects of persons, so that the length of sequences, which rules how much these are
         shrunken, plays no part; see `Transitions.association` for a test without a model.
         """
-        return covariate_tests(self, lr)
+        return covariate_tests(self, lr, progress)
 
     @property
     def end_scores(self) -> pd.DataFrame:
@@ -304,14 +319,19 @@ class NMEResults(NetworkDiagnosis):
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """Header, architecture, parameters, shares of variance, and the comparison on held-out rows."""
         header, *parameters = super().tables(alpha)
-        whole = [len(part.personal.places(spec)) for part in parts_of(self.problem) for spec in named_tensors(part)]
+        whole = [
+            len(part.personal.places(spec))
+            for part in parts_of(self.problem)
+            for spec in named_tensors(part)
+            if not is_by_move(part, spec)
+        ]
         pooled = (SPREAD_NOTE,) if max(whole, default=0) > 1 and not is_linear(self.problem) else ()
         more = {"other": ((TRANSITION_NOTE,), "Transition scores"), "random": (pooled, "")}
         for k, table in enumerate(parameters):
             notes, title = more.get(table.key, ((), ""))
             parameters[k] = replace(table, notes=(*table.notes, *notes), title=title or table.title)
         states = [str(level) for level in self.model.design.response_levels or ()]
-        extra = [architecture_table(self.model.estimator, self.problem, self.trained, states)]
+        extra = [architecture_table(self.model.estimator, self.problem, self.trained, states, self._integral_error)]
         share = share_table(self.problem, self.trained)
         compared = [] if self.comparison is None else [comparison_table(self.comparison, self.problem.family)]
         return (header, *extra, *parameters, *chain_tables(self), *([share] if share is not None else []), *compared)
@@ -321,12 +341,14 @@ class NMEResults(NetworkDiagnosis):
 
         Parameters
         ----------
-        kind : {"effects", "learning"}
+        kind : {"effects", "learning", "transitions"}
             ``"effects"``: predictions along one input, the others at their means or most frequent values, for the
             population and for persons; of two categories the probability of the last one, of more that of each in a
             panel of its own, of a CRF in the middle of a sequence that holds the inputs. Limits (Gaussian) are those of
             a new observation of an unknown person. Options: ``variable=``, ``persons=`` (labels), ``n_persons=``,
-            ``category=`` (label of one category). ``"learning"``: losses per epoch.
+            ``category=`` (label of one category). ``"learning"``: losses per epoch. ``"transitions"`` (CRF):
+            probabilities of the next state, a panel for each present one, of the population, with limits, and of
+            persons. Options: ``persons=``, ``n_persons=``.
 
         Raises
         ------
@@ -334,9 +356,12 @@ class NMEResults(NetworkDiagnosis):
             For a kind or option that there is not.
         """
         checked_choice(kind, "kind", self._curve_kinds)
-        check_options(options, kind, learning_curves if kind == "learning" else effect_curves)
+        makers = {"learning": learning_curves, "effects": effect_curves, "transitions": transition_curves}
+        check_options(options, kind, makers[kind])
         if kind == "learning":
             return learning_curves(self.trained.trace, **options)
+        if kind == "transitions":
+            return transition_curves(self.transitions, str(self.model.design.names.group), **options)
         return effect_curves(self.persons, **options)
 
     def lr_test(self, other: Results) -> InvalidTest:
@@ -361,6 +386,10 @@ class NMEResults(NetworkDiagnosis):
         if kind == "nonrobust":
             return self
         raise ArgumentError(f"NME has standard errors of kind 'nonrobust' only, got {kind!r}")
+
+    @property
+    def _curve_kinds(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("effects", "learning", *(("transitions",) if self.problem.family == "crf" else ()))
 
     @property
     def _saved_settings(self) -> Mapping[str, Any]:

@@ -180,6 +180,8 @@ def floored_inverse(A: Array, floor: float = 0.0, share: float = 0.0) -> Array:
     Each counts as `floor` at least, and as this `share` of the largest. Away from a maximum an information has negative
     eigenvalues, and a step along them still goes uphill.
     """
+    if not A.size:  # LAPACK takes no empty matrix
+        return A
     # Where all are larger, which one factorisation tells, the plain inverse is several times cheaper. No eigenvalue is
     # larger than a row sum.
     least = max(floor, share * float(np.abs(A).sum(axis=0).max(initial=0.0)))

@@ -6,6 +6,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import blas
 
 from mixmoe._typing import Array
 
@@ -137,6 +138,7 @@ class DenseInverse:
     Attributes
     ----------
     H : ndarray, shape (S, P, P)
+        Of large ones the lower triangle of the transposed is kept up alone.
     """
 
     H: Array
@@ -144,7 +146,8 @@ class DenseInverse:
     def times(self, who: NDArray[np.intp], score: Array) -> Array:
         """Products with the scores of the ascents `who`, shape (len(who), P)."""
         if self._is_large:
-            return np.array([self.H[i] @ one for i, one in zip(who, score, strict=True)]).reshape(score.shape)
+            pairs = zip(who, score, strict=True)
+            return np.array([blas.dsymv(1.0, self.H[i].T, one, lower=1) for i, one in pairs]).reshape(score.shape)
         return np.asarray((self.H[who] @ score[..., None])[..., 0])
 
     def restart(self, who: NDArray[np.intp], scale: float) -> None:
@@ -162,10 +165,10 @@ class DenseInverse:
             return
         # In place, as one symmetric product of two vectors: copies of such matrices would cost more than the update.
         for i, step, change in zip(who, s, y, strict=True):
-            r, Hy = 1.0 / (step @ change), self.H[i] @ change
-            moved = np.outer(0.5 * (1 + (change @ Hy) * r) * r * step - r * Hy, step)
-            self.H[i] += moved
-            self.H[i] += moved.T
+            half = self.H[i].T  # in the order of columns, so that BLAS works on it and not on a copy
+            r, Hy = 1.0 / (step @ change), blas.dsymv(1.0, half, change, lower=1)
+            across = 0.5 * (1 + (change @ Hy) * r) * r * step - r * Hy
+            blas.dsyr2(1.0, across, step, a=half, lower=1, overwrite_a=1)
 
     @property
     def _is_large(self) -> bool:
@@ -314,8 +317,9 @@ def _directions(state: _State, who: NDArray[np.intp], n_units: int) -> Array:
     score = state.score[who]
     d = state.H.times(who, score)
     wrong = (d * score).sum(axis=1) <= 0
-    state.H.restart(who[wrong], 1.0 / n_units)
-    d[wrong] = score[wrong] / n_units
+    if wrong.any():
+        state.H.restart(who[wrong], 1.0 / n_units)
+        d[wrong] = score[wrong] / n_units
     size = np.abs(d)
     radius = np.where(state.logarithmic, _MAX_STEP, state.radius[who][:, None])  # (len(who), P)
     return d / np.maximum(1.0, (size / radius).max(axis=1, initial=0.0))[:, None]

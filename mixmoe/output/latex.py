@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 
 from mixmoe.errors import ArgumentError
 from mixmoe.output.records import Table, body
-from mixmoe.output.text import broken_lines, indentation, shown_rows, side_by_side
+from mixmoe.output.text import broken_lines, given_way, indentation, least_widths, shown_rows, side_by_side
 
 _ROWS_PER_FLOAT = 40
 _TEXT_POINTS = 343.0  # of the 345 of an article at 10 pt
 _LABEL_POINTS = 90.0  # that row labels and columns of words keep when a table is too wide
 _LEAST_POINTS = 10.0  # that a column by itself keeps
-# Points of characters at 9 pt; a character that the fonts lack is printed as [U+4E2D].
+# Points of characters of Computer Modern at 9 pt, rounded up; a character that the fonts lack is printed as [U+4E2D].
 _POINTS = (
-    ("0123456789aceovyz*?", 4.8),
+    ("ijl.,:;|'![]`", 3.0),
+    ("frst()- ", 3.8),
+    ("0123456789aceovyz*?/", 4.8),
     ("bdhknpqux", 5.3),
-    ("ijlfrst.,:;|'!()[]/` -", 3.8),
     ("mw@%&=+<>~^−ABCDEFGHIJKLNOPQRSTUVXYZ", 7.9),
     ("MW", 9.7),
     ("_", 5.0),
@@ -153,10 +154,13 @@ def latex(
     if label is not None and not (isinstance(label, str) and re.fullmatch(r"[A-Za-z0-9:_./+-]+", label)):
         raise ArgumentError(f"label may have letters, digits and any of : _ . / + -, got {label!r}")
     size, floats = _floats(tables)
+    groups = [group for part in floats for group in _alike(part)]
+    width = max((_points_of(group, size) for group in groups), default=0.0) if len(groups) > 1 else None
     text = "\n".join(
         _float(
             part,
             size,
+            width,
             latex_escape(caption or "") + (" (continued)" if i and caption else ""),
             label if i == 0 else None,
             notes if i == len(floats) - 1 else (),
@@ -206,9 +210,10 @@ def _greek(name: str) -> str:
 def _floats(tables: Sequence[Table]) -> tuple[_Type, list[list[Table]]]:
     """Tables gathered into floats of at most `_ROWS_PER_FLOAT` rows, wide and long tables cut.
 
-    In the largest type in which no table is too wide; where some are in any, in the one that cuts them least.
+    In the type that cuts the fewest tables and breaks the fewest row labels, the largest of those that are equal.
     """
-    size, parts = min(((size, _parts(tables, size)) for size in _TYPES), key=lambda tried: len(tried[1]))
+    tried = [(size, _parts(tables, size)) for size in _TYPES]
+    size, parts = min(tried, key=lambda each: (len(each[1]), _n_broken_labels(*each)))
     floats: list[list[Table]] = [[]]
     room = _ROWS_PER_FLOAT
     for part in parts:
@@ -225,16 +230,45 @@ def _parts(tables: Sequence[Table], size: _Type) -> list[Table]:
     """The tables, those that are too wide cut into as many columns as fit beside one another."""
     parts: list[Table] = []
     for table in tables:
-        points = _points([t for t in tables if t.columns == table.columns], size)
-        least = [min(points[0], _LABEL_POINTS), *(min(w, _TEXT_POINTS) for w in points[1:])]
+        least = _least([t for t in tables if t.columns == table.columns], size)
         parts += side_by_side(table, least, _TEXT_POINTS)
     return parts
+
+
+def _n_broken_labels(size: _Type, tables: Sequence[Table]) -> int:
+    """Row labels that go over several lines."""
+    groups = [[t for t in tables if t.columns == heads] for heads in dict.fromkeys(t.columns for t in tables)]
+    return sum(
+        size.width(row[0]) > _room(group, size)[0] + 1e-6 for group in groups for t in group for row in shown_rows(t)
+    )
 
 
 def _points(tables: Sequence[Table], size: _Type) -> list[float]:
     """Widths of row labels and columns of tables with the same heads, space between columns included."""
     rows = [row for table in tables for row in shown_rows(table)]
     return [max(map(size.width, column)) + 2 * size.sep for column in zip(*rows, strict=True)]
+
+
+def _least(tables: Sequence[Table], size: _Type) -> list[float]:
+    """What row labels and columns keep of these widths; a cell that is wider than the text is broken."""
+    least = least_widths(tables, size.width, _LABEL_POINTS, _LABEL_POINTS)
+    return [min(w + 2 * size.sep, _TEXT_POINTS) for w in least]
+
+
+def _points_of(tables: Sequence[Table], size: _Type) -> float:
+    """Width of a tabular of these tables."""
+    return sum(_room(tables, size)) + 2 * size.sep * (len(tables[0].columns) + 1)
+
+
+def _alike(tables: Sequence[Table]) -> list[list[Table]]:
+    """Consecutive tables with the same heads together: the panels of one tabular."""
+    groups: list[list[Table]] = []
+    for table in tables:
+        if groups and groups[-1][-1].columns == table.columns:
+            groups[-1].append(table)
+        else:
+            groups.append([table])
+    return groups
 
 
 def _pieces(table: Table) -> list[Table]:
@@ -253,18 +287,15 @@ def _pieces(table: Table) -> list[Table]:
     ]
 
 
-def _float(tables: Sequence[Table], size: _Type, caption: str, label: str | None, notes: Sequence[str]) -> str:
-    groups: list[list[Table]] = []
-    for table in tables:
-        if groups and groups[-1][-1].columns == table.columns:
-            groups[-1].append(table)
-        else:
-            groups.append([table])
+def _float(
+    tables: Sequence[Table], size: _Type, width: float | None, caption: str, label: str | None, notes: Sequence[str]
+) -> str:
+    """One ``table`` environment; several tabulars, also of several floats, are of one width."""
     lines = [r"\begin{table}[htbp]", r"\centering"]
     lines += [rf"\caption{{{caption}}}", r"\medskip"] if caption else []
     lines += [rf"\label{{{label}}}"] if label else []
     lines += [size.command, rf"\setlength{{\tabcolsep}}{{{size.sep}pt}}"]
-    lines += ["\n\\medskip\n\n".join(_tabular(group, size) for group in groups)]
+    lines += ["\n\\medskip\n\n".join(_tabular(group, size, width) for group in _alike(tables))]
     remarks = [latex_escape(note) for table in tables for note in table.notes] + [latex_escape(note) for note in notes]
     if remarks:
         lines += [
@@ -277,44 +308,54 @@ def _float(tables: Sequence[Table], size: _Type, caption: str, label: str | None
     return "\n".join([*lines, r"\end{table}", ""])
 
 
-def _tabular(tables: Sequence[Table], size: _Type) -> str:
-    """One tabular whose panels are the tables."""
-    width = len(tables[0].columns) + 1
-    sides = "".join("l" if spec == "text" else "r" for spec in tables[0].formats)
+def _tabular(tables: Sequence[Table], size: _Type, width: float | None) -> str:
+    """One tabular whose panels are the tables, stretched to the width if there is one."""
+    n_columns = len(tables[0].columns) + 1
+    formats = tables[0].formats
+    sides = "".join("l" if spec == "text" else "r" for spec in formats)
     room = _room(tables, size)
-    lines = [rf"\begin{{tabular}}{{l{sides}}}", r"\toprule"]
+    name, columns = "tabular", f"l{sides}"
+    if width is not None:
+        name, columns = "tabular*", rf"l@{{\extracolsep{{\fill}}}}{sides}"
+    lines = [rf"\begin{{{name}}}{f'{{{width:.1f}pt}}' if width else ''}{{{columns}}}", r"\toprule"]
     if any(tables[0].columns):
         heads = [
-            _boxed(c, w, size, lambda head: latex_escape(_with_minus(head)))
-            for c, w in zip(tables[0].columns, room[1:], strict=True)
+            _boxed(
+                c,
+                w,
+                size,
+                lambda head: latex_escape(_with_minus(head)),
+                "raggedright" if spec == "text" else "raggedleft",
+            )
+            for c, w, spec in zip(tables[0].columns, room[1:], formats, strict=True)
         ]
         lines += [" & ".join(["", *heads]) + r" \\", r"\midrule"]
     for i, table in enumerate(tables):
         lines += [r"\addlinespace"] if i else []
-        lines += [rf"\multicolumn{{{width}}}{{l}}{{\textit{{{latex_escape(table.title)}}}}} \\"] if table.title else []
+        lines += (
+            [rf"\multicolumn{{{n_columns}}}{{l}}{{\textit{{{latex_escape(table.title)}}}}} \\"] if table.title else []
+        )
         lines += [_latex_row(name, cells, room, size) for name, cells in zip(table.index, body(table), strict=True)]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+    return "\n".join([*lines, r"\bottomrule", rf"\end{{{name}}}"])
 
 
 def _room(tables: Sequence[Table], size: _Type) -> list[float]:
-    """Points for the texts of row labels and columns: words, then labels, then anything gives way to fit the page."""
-    widths = _points(tables, size)
-    specs = ("label", *tables[0].formats)
-    order = sorted(range(len(widths)), key=lambda i: (specs[i] != "text", specs[i] != "label", -widths[i]))
-    for i in order:
-        excess = sum(widths) - _TEXT_POINTS
-        floor = _LABEL_POINTS if specs[i] in ("text", "label") else 2 * size.sep + _LEAST_POINTS
-        widths[i] -= max(min(excess, widths[i] - floor), 0.0)
+    """Points for the texts of row labels and columns, which give way to fit the page, as a last resort all of them."""
+    formats = tables[0].formats
+    widths = given_way(_points(tables, size), _least(tables, size), formats, _TEXT_POINTS)
+    floor = 2 * size.sep + _LEAST_POINTS
+    widths = given_way(widths, [min(w, floor) for w in widths], formats, _TEXT_POINTS)
     return [w - 2 * size.sep for w in widths]
 
 
-def _boxed(value: str, room: float, size: _Type, show: Callable[[str], str]) -> str:
-    """A text as LaTeX, in lines below one another where it is wider than the room."""
+def _boxed(value: str, room: float, size: _Type, show: Callable[[str], str], heading: str = "") -> str:
+    """A text as LaTeX, in lines below one another where it is wider than the room; a heading stands on its column."""
     if size.width(value) <= room + 1e-6:  # the sum of the same widths in another order
         return show(value)
-    lines = broken_lines(value, room, size.width)
+    lines = broken_lines(value, room, size.width, indent=not heading)
     shown = r"\newline ".join(indentation(line) * r"\quad " + show(line) for line in lines)
-    return rf"\parbox[t]{{{room:.1f}pt}}{{\raggedright {shown}\strut}}"
+    where, side = ("b", heading) if heading else ("t", "raggedright")
+    return rf"\parbox[{where}]{{{room:.1f}pt}}{{\{side} {shown}\strut}}"
 
 
 def _latex_row(name: str, cells: Sequence[str], room: Sequence[float], size: _Type) -> str:

@@ -83,7 +83,8 @@ def draw(
             axes.set_yscale("log")
         experts, places = {curve.expert for curve in inside}, bool(inside[0].categories)
         if isinstance(observed, Observed):
-            _series(axes, _apart(observed, inside[0]), experts, places)
+            apart = "each a little up or down" if inside[0].levels else ""
+            _series(axes, _apart(observed, inside[0]), experts, places, apart)
         for curve in inside:
             draw_curve(axes, curve)
         if observed is not None and not isinstance(observed, Observed):
@@ -94,12 +95,14 @@ def draw(
             if entry:  # what the shades are
                 axes.plot([], [], color=colour(None), alpha=depth, linewidth=6, label=entry)
         _dress(axes, inside, panel if len(panels) > 1 else "", crowded=observed is not None)
+    limits = np.array([axes.get_ylim() for axes in canvas])
+    if compared or all(curve.compared for curve in curves):
+        for axes in canvas:
+            axes.set_ylim(limits[:, 0].min(), limits[:, 1].max())
     if compared:
-        limits = np.array([axes.get_ylim() for axes in canvas])
         pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in canvas]
         entries = {word: handle for pair in pairs for handle, word in pair}
         for axes in canvas:
-            axes.set_ylim(limits[:, 0].min(), limits[:, 1].max())
             if axes.get_legend() is not None:
                 axes.get_legend().remove()
         if entries:
@@ -272,15 +275,16 @@ def _apart(observed: Observed, curve: Curve) -> Observed:
     return replace(observed, y=observed.y + shift[observed.codes])
 
 
-def _series(axes: Any, observed: Observed, experts: set[int | None], places: bool = False) -> None:
-    """Thin lines of some units, coloured by expert; dots for a unit with one row, and above categories."""
+def _series(axes: Any, observed: Observed, experts: set[int | None], places: bool, apart: str) -> None:
+    """Thin lines of some units, or dots, coloured by expert; words say how many are shown, and how they were moved."""
     only = experts if len(experts) == 1 and None not in experts else None
     shown = _thinned(observed, only)
     all_of_them = len(observed.experts) if only is None else sum(int((observed.experts == k).sum()) for k in only)
-    if len(shown) < all_of_them:
+    said = [f"{len(shown)} of {all_of_them} courses shown"] if len(shown) < all_of_them else []
+    said += [apart if said else f"courses: {apart}"] if apart else []
+    if said:
         place = {"xy": (1.0, 0.0), "xycoords": "axes fraction", "xytext": (-2, 2), "textcoords": "offset points"}
-        said = f"{len(shown)} of {all_of_them} courses shown"
-        axes.annotate(said, **place, ha="right", va="bottom", fontsize="x-small", color="#666666", zorder=7)
+        axes.annotate(", ".join(said), **place, ha="right", va="bottom", fontsize="x-small", color="#666666", zorder=7)
     for unit in shown:
         rows = np.flatnonzero(observed.codes == unit)
         rows = rows[np.argsort(observed.x[rows], kind="stable")]

@@ -209,13 +209,34 @@ def _reading(label: Any) -> str:
         return text.removesuffix(" 00:00:00")
 
 
-def warn_strangers(means: str) -> None:
-    """Say that a history meets none of the subjects that are predicted, which then have the `means` of strangers."""
-    warn(
-        f"no subject of history= is in the new data, so all are predicted by {means} alone; give the subjects the same "
-        "names in both",
-        MixmoeWarning,
-    )
+def warn_strangers(means: str, found: NDArray[np.bool_], given: bool) -> None:
+    """Say that nothing is known of subjects that are predicted as known, which then have the `means` of strangers.
+
+    Parameters
+    ----------
+    means : str
+    found : ndarray of bool, shape (N,)
+        Which of the subjects to predict are known.
+    given : bool
+        Whether they are known by a history that the user passed, which may hold some of them only, not by the fit.
+
+    Warns
+    -----
+    MixmoeWarning
+    """
+    if given and not found.any():
+        warn(
+            f"no subject of history= is in the new data, so all are predicted by {means} alone; give the subjects the "
+            "same names in both",
+            MixmoeWarning,
+        )
+    elif not given and not found.all():
+        warn(
+            f"kind='subject': {int((~found).sum())} of the {found.size} subjects of the new data are not in the fit, "
+            f"without history=, so predicted by {means} alone; give their past rows as history=, or write "
+            "kind='mean'",
+            MixmoeWarning,
+        )
 
 
 def check_own_rows(history: Any, wanted: Design, new: Any) -> None:

@@ -13,7 +13,7 @@ from mixmoe.errors import ArgumentError
 Cell = float | int | str | None
 _ALL_DIGITS = 17  # significant digits that tell any two numbers apart
 _PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
-_DECIMALS = 4  # of numbers, unless their errors ask for fewer
+DECIMALS = 4  # of numbers, unless their errors ask for fewer
 _PLACES = 9  # digits of a number that is shown without an exponent
 _LONGEST_DF = 1e4  # from here on t is normal, and decimals of its degrees of freedom say nothing
 _LONGEST = 1e15  # numbers from here on have an exponent
@@ -36,8 +36,8 @@ class Table:
         One tuple per row; None prints blank.
     formats : tuple of str
         Format specification per column, applied to numbers only, e.g. ``".4g"``, ``".3f"``; ``"num"`` for four decimals
-        unless the number is very large or small, ``"num0"`` to ``"num4"`` for so many, ``"df"`` for degrees of freedom,
-        ``"p"`` for p-values, ``"text"`` for columns of words, which stand to the left.
+        unless the number is very large or small, ``"num0"`` to ``"num4"`` for so many unless it is very large,
+        ``"df"`` for degrees of freedom, ``"p"`` for p-values, ``"text"`` for columns of words, which stand to the left.
     notes : tuple of str
         Lines printed under the table.
     """
@@ -76,8 +76,8 @@ def format_cell(cell: Cell, spec: str = "num") -> str:
     if spec == "df":
         spec = ".1f" if abs(value) < _LONGEST_DF else ".3g"
     if spec.startswith("num"):
-        decimals = int(spec[3:] or _DECIMALS)
-        least = 1e-3 if decimals == _DECIMALS else 0.0  # fewer decimals were chosen by errors that drown the rest
+        decimals = int(spec[3:] or DECIMALS)
+        least = 0.0 if spec[3:] else 1e-3  # a number of decimals was chosen by errors that drown the rest
         spec = f".{decimals}f" if value == 0 or least <= abs(value) < 10.0 ** (_PLACES - decimals) else ".4g"
     text = format(value, spec)
     return text.lstrip("-") if not text.strip("-0.") else text  # no sign where all digits are zeros
@@ -89,10 +89,14 @@ def in_light_of(value: float, error: float) -> float:
 
 
 def number_format(errors: Iterable[float]) -> str:
-    """Format of estimates and errors of one table: the decimals that leave its least standard error four digits."""
+    """Format of estimates and errors of one table: the decimals that leave its least standard error four digits.
+
+    Four at most; where these leave it less than two digits, each number has the decimals that itself needs.
+    """
     known = [error for error in errors if math.isfinite(error) and error > 0]
-    decimals = 3 - math.floor(math.log10(min(known))) if known else _DECIMALS
-    return f"num{min(max(decimals, 0), _DECIMALS)}"
+    if not known or min(known) < 10.0 ** (1 - DECIMALS):
+        return "num"
+    return f"num{min(max(3 - math.floor(math.log10(min(known))), 0), DECIMALS)}"
 
 
 def told_apart(values: Sequence[float], digits: int) -> tuple[str, ...]:
@@ -190,6 +194,8 @@ class Curve:
         Legend entries of the two shades.
     log : bool
         Whether the vertical axis is logarithmic, as for positive functions.
+    compared : bool
+        Whether panels are there to be compared, so that they share the vertical axis.
     """
 
     panel: str
@@ -210,6 +216,7 @@ class Curve:
     limits: str = ""
     bands: str = ""
     log: bool = False
+    compared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -274,6 +274,7 @@ def _document(saved: SavedFit) -> dict[str, Any]:
             "n_starts": int(fit.starts.n_starts),
             "n_replicated": int(fit.starts.n_replicated),
             "seed": fit.starts.seed,
+            "asked": fit.starts.asked,
         },
         "cov": {
             "kind": saved.cov.kind,
@@ -547,10 +548,10 @@ def _em_fit(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> EMFit:
 
 
 def _starts(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Starts:
-    """What the starts led to; files of earlier versions hold neither end points nor seed."""
-    seed, ends = fit.get("seed"), arrays.get("ends", np.empty(0))
-    n_starts, n_replicated = int(fit["n_starts"]), int(fit["n_replicated"])
-    return Starts(n_starts, arrays["logliks"], n_replicated, ends, None if seed is None else int(seed))
+    """What the starts led to; files of earlier versions hold neither end points nor seed nor what was asked."""
+    seed, asked = (None if fit.get(name) is None else int(fit[name]) for name in ("seed", "asked"))
+    ends = arrays.get("ends", np.empty(0))
+    return Starts(int(fit["n_starts"]), arrays["logliks"], int(fit["n_replicated"]), ends, seed, asked)
 
 
 def _check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -25,10 +25,13 @@ BLOCK_TITLES = {
     "random": "Random effects (standard deviations and correlations)",
     "residual": "Residual standard deviations",
     "dispersion": "Dispersion",
+    "zeros": "Probability of a certain zero",
     "threshold": "Thresholds",
     "other": "Other parameters",
 }
-_SCALES_NOTE = "Limits of standard deviations are computed on the log scale, those of correlations on Fisher's z scale."
+_SCALES_NOTE = (
+    "Limits of standard deviations are computed on the log scale, limits and tests of correlations on Fisher's z scale."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ def parameter_tables(
     ]
     tables += [
         block_table(block, _block_title(block, layout), layout, layout.where(block), frame, alpha, scarce)
-        for block in ("fixed", "common", "gate", "random", "residual", "dispersion", "threshold", "other")
+        for block in ("fixed", "common", "gate", "random", "residual", "dispersion", "zeros", "threshold", "other")
     ]
     return tuple(table for table in tables if table.index)
 
@@ -220,7 +223,8 @@ def _scale_notes(key: str, parameters: Sequence[Parameter]) -> list[str]:
     for scale, words in (("log", "the log scale"), ("atanh", "Fisher's z scale"), ("logit", "log odds")):
         terms = dict.fromkeys(p.term for p in parameters if scale_of(p) == scale and p.term != "sigma")
         if terms:
-            notes.append(f"Limits of {', '.join(terms)} are computed on {words}.")
+            what = "Limits and tests" if scale == "atanh" else "Limits"
+            notes.append(f"{what} of {', '.join(terms)} are computed on {words}.")
     return notes
 
 

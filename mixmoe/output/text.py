@@ -1,16 +1,19 @@
 """Tables as plain text in the manner of statsmodels, as Markdown and as HTML."""
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html import escape
 
-from mixmoe.output.records import Table, body
+from mixmoe.output.records import DECIMALS, Table, body
 
-GAP = 2  # places between columns
+GAP = 2  # places between columns, one where a table would not fit otherwise
 WIDTH = 78  # places of a line: the usual terminal of 80 without its last two
-_LABEL, _WORDS = 20, 16  # places that row labels and columns of words keep when a table is too wide
+# Places that row labels and columns of words keep when a table is too wide, and where it would still be cut.
+_ROOMY, _TIGHT = (20, 16), (12, 12)
+_INDENTED = 16  # places from which on later lines of a text are indented
 _WORD = re.compile(r"(?<=\s)")  # where a text goes on in the next line
 _BREAKS = re.compile(r"(?<=[,:;=|)_/-])(?![,;)])|(?<=\.)(?!\d)|(?=[(\[])")  # and where a word that is too long does
 
@@ -30,12 +33,11 @@ def text(tables: Sequence[Table], title: str = "", notes: Sequence[str] = ()) ->
     -------
     str
     """
-    fitting = [part for table in tables for part in _narrow(table, tables)]
-    widths = _widths(fitting)
+    fitting, layouts = _laid_out(tables)
     parts = [_centred(title, WIDTH)] if title else []
     for table in fitting:
         of_header = table.key == "header"
-        head, *rows = _header_lines(table) if of_header else _lines(table, widths[table.columns])
+        head, *rows = _header_lines(table) if of_header else _lines(table, layouts[table.columns])
         parts += ["=" * WIDTH, *([] if of_header else [_centred(table.title, WIDTH), "-" * WIDTH]), *head]
         parts += [*([] if of_header else ["-" * WIDTH]), *(line for row in rows for line in row)]
     parts.append("=" * WIDTH)
@@ -44,17 +46,121 @@ def text(tables: Sequence[Table], title: str = "", notes: Sequence[str] = ()) ->
     return "\n".join(parts)
 
 
-def _narrow(table: Table, tables: Sequence[Table]) -> Iterator[Table]:
-    """The table, or its columns in several tables below one another where they do not fit beside one another."""
-    if table.key == "header":
-        yield table
-        return
-    widths = [w + GAP for w in _natural(tables)[table.columns]]
-    floors = [
-        min(w, _LABEL + GAP if spec == "label" else _WORDS + GAP) if spec in ("label", "text") else w
-        for w, spec in zip(widths, ("label", *table.formats), strict=True)
-    ]
-    yield from side_by_side(table, floors, WIDTH + GAP)
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Places of the row labels and of each column, and between them."""
+
+    widths: tuple[int, ...]
+    gap: int
+
+
+def _laid_out(tables: Sequence[Table]) -> tuple[list[Table], dict[tuple[str, ...], _Layout]]:
+    """The tables as they fit into a line, and the layout that those with the same heads share.
+
+    What gives way, in this order, and only as far as it must: headings are broken at blanks, columns move together,
+    words and row labels are broken, numbers lose decimals. Only then is a table cut into several, of equal widths.
+    """
+    layouts: dict[tuple[str, ...], _Layout] = {}
+    fitting: dict[int, list[Table]] = {i: [table] for i, table in enumerate(tables) if table.key == "header"}
+    for heads in dict.fromkeys(table.columns for table in tables if table.key != "header"):
+        places = [i for i, table in enumerate(tables) if table.columns == heads and table.key != "header"]
+        alike, layout = _one_layout([tables[i] for i in places])
+        if layout is not None:
+            layouts[heads] = layout
+            fitting |= {i: [table] for i, table in zip(places, alike, strict=True)}
+            continue
+        least = [w + GAP for w in least_widths(alike, _columns, *_ROOMY)]
+        cut = [side_by_side(table, least, WIDTH + GAP) for table in alike]
+        parts = [_one_layout(part) for part in zip(*cut, strict=True)]
+        for those, found in parts:
+            last_resort = [1] * (len(those[0].columns) + 1)
+            layouts[those[0].columns] = found or _Layout(_shrunk(those, last_resort, GAP), GAP)
+        fitting |= {i: [those[j] for those, _ in parts] for j, i in enumerate(places)}
+    return [part for i in range(len(tables)) for part in fitting[i]], layouts
+
+
+def _one_layout(tables: Sequence[Table]) -> tuple[Sequence[Table], _Layout | None]:
+    """Tables with the same heads, with fewer decimals where they must, and their layout; none if they are too wide."""
+    room = (max(_natural(tables)),) * 2
+    for gap, places in ((GAP, room), (1, room), (1, _ROOMY), (1, _TIGHT)):
+        least = least_widths(tables, _columns, *places)
+        if sum(least) + gap * (len(least) - 1) <= WIDTH:
+            return tables, _Layout(_shrunk(tables, least, gap), gap)
+    fewer = [_with_fewer_decimals(table) for table in tables]
+    shorter, layout = (tables, None) if fewer == list(tables) else _one_layout(fewer)
+    return (tables, None) if layout is None else (shorter, layout)
+
+
+def _with_fewer_decimals(table: Table) -> Table:
+    """One decimal less, but two at least, in columns of numbers that keep two digits."""
+    formats = list(table.formats)
+    for i, spec in enumerate(table.formats):
+        numbers = [abs(cell) for cell in (row[i] for row in table.cells) if isinstance(cell, float)]
+        decimals = int(spec[3:] or DECIMALS) - 1 if spec.startswith("num") else 0
+        if decimals > 1 and not any(0 < number < 10.0 ** (1 - decimals) for number in numbers):
+            formats[i] = f"num{decimals}"
+    return replace(table, formats=tuple(formats))
+
+
+def least_widths(tables: Sequence[Table], measure: Callable[[str], float], label: float, words: float) -> list[float]:
+    """Widths that row labels and columns of tables with the same heads keep: of their cells, and of a word of a head.
+
+    Parameters
+    ----------
+    tables : sequence of Table
+    measure : callable
+        Width of a text.
+    label, words : float
+        What row labels and columns of words keep, if they are as wide.
+    """
+    rows = [shown_rows(table) for table in tables]
+    heads = [max(map(measure, head.split()), default=0) for head in rows[0][0]]
+    below = [row for each in rows for row in each[1:]]
+    least = [max([head, *(measure(row[i]) for row in below)]) for i, head in enumerate(heads)]
+    worded = [any(table.formats[i] == "text" for table in tables) for i in range(len(heads) - 1)]
+    floors = [label, *(words if of_words else math.inf for of_words in worded)]
+    return [min(pair) for pair in zip(least, floors, strict=True)]
+
+
+def _natural(tables: Sequence[Table]) -> list[int]:
+    """Widths that nothing is broken for."""
+    rows = [row for table in tables for row in shown_rows(table)]
+    return [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+
+
+def _shrunk(tables: Sequence[Table], least: Sequence[float], gap: int) -> tuple[int, ...]:
+    """Places that row labels and columns get in a line."""
+    widths = given_way(_natural(tables), least, tables[0].formats, WIDTH - gap * (len(least) - 1))
+    return tuple(map(int, widths))
+
+
+def given_way(widths: Sequence[float], least: Sequence[float], formats: Sequence[str], room: float) -> list[float]:
+    """Widths whose sum fits into the room if the least ones do: headings give way first, then words, then row labels.
+
+    Parameters
+    ----------
+    widths, least : sequence of float
+        Of the row labels and of each column: what they would take, and what they keep.
+    formats : sequence of str
+        Of the columns.
+    room : float
+
+    Returns
+    -------
+    list of float
+    """
+    given = [float(width) for width in widths]
+    columns = range(1, len(given))
+    words = [i for i in columns if formats[i - 1] == "text"]
+    for yielding in ([i for i in columns if i not in words], words, [0]):
+        # One place after the other of what can give most, so that columns that are alike stay so.
+        while (excess := sum(given) - room) > 0 and yielding:
+            most = max(yielding, key=lambda i: given[i] - least[i])
+            step = min(1.0, excess, given[most] - least[most])
+            if step <= 0:
+                break
+            given[most] -= step
+    return given
 
 
 def side_by_side(table: Table, widths: Sequence[float], room: float) -> Iterator[Table]:
@@ -68,13 +174,7 @@ def side_by_side(table: Table, widths: Sequence[float], room: float) -> Iterator
     room : float
         In the unit of the widths.
     """
-    cuts, used = [0], widths[0]
-    for i, end in _together(table.columns):
-        width = sum(widths[1:][i:end])
-        if used + width > room and i > cuts[-1]:
-            cuts.append(i)
-            used = widths[0]
-        used += width
+    cuts = _cuts(table.columns, widths, room)
     for first, last in zip(cuts, [*cuts[1:], len(table.columns)], strict=True):
         yield replace(
             table,
@@ -84,6 +184,28 @@ def side_by_side(table: Table, widths: Sequence[float], room: float) -> Iterator
             formats=table.formats[first:last],
             notes=table.notes if last == len(table.columns) else (),
         )
+
+
+def _cuts(heads: Sequence[str], widths: Sequence[float], room: float) -> list[int]:
+    """The first column of each of the tables that a table is cut into.
+
+    As few as fit into the room, and of these the most even ones, by their squared widths: a last table with a single
+    column is hard to read.
+    """
+    runs, columns = list(_together(heads)), widths[1:]
+    # The best tables of the columns before each run, with one table more in each round.
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+    while len(runs) not in best:
+        longer: dict[int, tuple[float, list[int]]] = {}
+        for i, (squares, cuts) in best.items():
+            for j in range(i + 1, len(runs) + 1):
+                width = widths[0] + sum(columns[runs[i][0] : runs[j - 1][1]])
+                if width > room and j > i + 1:
+                    break
+                found = (squares + width**2, [*cuts, runs[i][0]])
+                longer[j] = min(longer.get(j, found), found)
+        best = longer
+    return best[len(runs)][1]
 
 
 def _together(heads: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -106,43 +228,21 @@ def indentation(label: str) -> int:
     return int(label.startswith(" "))
 
 
-def _natural(tables: Sequence[Table]) -> dict[tuple[str, ...], list[int]]:
-    """Widths that nothing is broken for, shared by tables with the same heads."""
-    widths: dict[tuple[str, ...], list[int]] = {}
-    for table in tables:
-        for row in shown_rows(table):
-            known = widths.setdefault(table.columns, [0] * len(row))
-            widths[table.columns] = [max(w, _columns(cell)) for w, cell in zip(known, row, strict=True)]
-    return widths
-
-
-def _widths(tables: Sequence[Table]) -> dict[tuple[str, ...], list[int]]:
-    """Widths that fit into a line: columns of words, then row labels, give way; a column by itself is broken."""
-    shared = _natural(tables)
-    for table in tables:
-        widths = shared[table.columns]
-        yielding = [i for i, spec in enumerate(table.formats, 1) if spec == "text"]
-        for i, floor in (*((i, _WORDS) for i in yielding), (0, _LABEL), *((i, 1) for i in range(1, len(widths)))):
-            excess = sum(widths) + GAP * (len(widths) - 1) - WIDTH
-            widths[i] -= max(min(excess, widths[i] - floor), 0)
-    return shared
-
-
-def _lines(table: Table, widths: list[int]) -> list[list[str]]:
-    """Lines of the head and of each row, labels to the left and cells to the right."""
+def _lines(table: Table, layout: _Layout) -> list[list[str]]:
+    """Lines of the head and of each row, labels and words to the left, the others to the right."""
     sides = [False, *(spec != "text" for spec in table.formats)]
     lines = []
-    for row in shown_rows(table):
-        broken = [broken_lines(cell, width) for cell, width in zip(row, widths, strict=True)]
+    for at, row in enumerate(shown_rows(table)):
+        broken = [broken_lines(c, w, indent=at > 0) for c, w in zip(row, layout.widths, strict=True)]
+        height = max(map(len, broken))
+        # A heading stands on its column, a cell begins in the line of its row.
+        filled = [[""] * (height - len(c)) + c if at == 0 else c + [""] * (height - len(c)) for c in broken]
         lines.append(
             [
-                (" " * GAP)
-                .join(
-                    _padded(cell[i] if i < len(cell) else "", width, right)
-                    for cell, width, right in zip(broken, widths, sides, strict=True)
-                )
+                (" " * layout.gap)
+                .join(_padded(cell[i], w, right) for cell, w, right in zip(filled, layout.widths, sides, strict=True))
                 .rstrip()
-                for i in range(max(map(len, broken)))
+                for i in range(height)
             ]
         )
     return lines
@@ -169,10 +269,15 @@ def _header_lines(table: Table) -> list[list[str]]:
     return [lines]
 
 
-def broken_lines(value: str, width: float, measure: Callable[[str], float] | None = None) -> list[str]:
-    """A text in lines of at most a width, broken after blanks and punctuation, inside a word only where it must be."""
+def broken_lines(
+    value: str, width: float, measure: Callable[[str], float] | None = None, indent: bool = True
+) -> list[str]:
+    """A text in lines of at most a width, broken after blanks and punctuation, inside a word only where it must be.
+
+    Later lines are indented where there is room for that, unless `indent` is False.
+    """
     size = measure or _columns
-    hanging = "  " if width > _WORDS else ""  # where there is room for an indent
+    hanging = "  " if indent and width > _INDENTED else ""
     # A word that would not fit behind the indent may be broken at its punctuation too.
     room = width - size(hanging)
     lines, line = [], ""

@@ -150,9 +150,9 @@ def stream(
     DroppedRowsWarning, CollinearityWarning
     """
     recipe = rowwise(make_recipe(formula, context, "formulaic", "numeric", aux, True, smooths=True))
+    apart = (formula.response, group_of(recipe))
     source = source_of(data, recipe)
     found = survey(recipe, source)
-    apart = (formula.response, group_of(recipe))
     say_dropped(found.dropped, found.n_input, data.columns, apart)
     states = {code: one.state() for code, one in found.states.items()}
     made = coded(recipe, found.witnesses, found.sample, states)

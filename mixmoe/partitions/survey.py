@@ -27,6 +27,7 @@ from mixmoe.partitions.summaries import COLLECTORS, Summary, merge, summaries_of
 
 SAMPLE_SUBJECTS = 2_000
 SAMPLE_ROWS = 200_000
+SAMPLE_UNITS = 20_000  # rows of the sample where each is a unit of its own
 _MOST_LEVELS = 10_000
 
 
@@ -44,7 +45,7 @@ class Survey:
     witnesses : DataFrame
         Rows that hold a level of a category first.
     sample : DataFrame
-        Rows of a random sample of subjects, in the order of the data.
+        Rows of a random sample of subjects, or of rows where there are none, in the order of the data.
     types : mapping of str to dtype
         What columns must become, in every partition, to be what they are in all rows together.
     """
@@ -144,38 +145,49 @@ class Sample:
     ----------
     frame : DataFrame
     hashes : ndarray of int, shape (n,)
-        Of the subject of each row.
+        Of the subject of each row, or of what the row holds where rows are units of their own.
+    most : int
+        Subjects, or such rows, of the sample.
     """
 
     frame: pd.DataFrame
     hashes: NDArray[np.uint64]
+    most: int = SAMPLE_SUBJECTS
 
     @property
     def bound(self) -> np.uint64 | None:
         """Hash above which subjects cannot be in the sample; None if any can."""
         subjects, counts = np.unique(self.hashes, return_counts=True)
         # At least one subject stays, however many rows she has.
-        most = max(1, min(SAMPLE_SUBJECTS, int(np.searchsorted(np.cumsum(counts), SAMPLE_ROWS, side="right"))))
+        most = max(1, min(self.most, int(np.searchsorted(np.cumsum(counts), SAMPLE_ROWS, side="right"))))
         return subjects[most - 1] if len(subjects) > most else None
 
-    def pruned(self) -> "Sample":
-        """Without the subjects that cannot be in the sample."""
-        bound = self.bound
-        if bound is None:
-            return self
-        near = self.hashes <= bound
-        return Sample(self.frame[near], self.hashes[near])
+    def joined(self, other: "Sample") -> "Sample":
+        """The sample of the rows of both."""
+        frame, hashes = pd.concat([self.frame, other.frame]), np.concatenate([self.hashes, other.hashes])
+        bound = replace(self, frame=frame, hashes=hashes).bound
+        near = np.ones(len(hashes), dtype=bool) if bound is None else hashes <= bound
+        return replace(self, frame=frame[near], hashes=hashes[near])
 
 
-def _sample_of(part: Part, frame: FrameView, rows: Rows, group: str) -> Sample:
+def _sample_of(part: Part, frame: FrameView, rows: Rows, recipe: Recipe) -> Sample:
     """The sample of the rows of one part."""
-    labels = rows.keys[group].iloc[rows.starts]
-    # One hash for a label, whatever its type in this part: whole numbers may be floats where some are missing.
-    values = labels.to_numpy(dtype=float) if is_numeric(labels) else labels.to_numpy(dtype=object)
-    hashes = pd.util.hash_array(values, categorize=False)[rows.codes]
-    bound = Sample(pd.DataFrame(), hashes).bound
+    if recipe.formula.random is None:  # rows are units, and known by what they hold
+        hashes = np.zeros(rows.n, dtype=np.uint64)
+        for values in rows.columns.values():
+            hashes = pd.util.hash_array(hashes ^ _hashed(values), categorize=False)
+    else:
+        hashes = _hashed(rows.keys[group_of(recipe)].iloc[rows.starts])[rows.codes]
+    most = SAMPLE_UNITS if recipe.formula.random is None else SAMPLE_SUBJECTS
+    bound = Sample(pd.DataFrame(), hashes, most).bound
     near = np.ones(rows.n, dtype=bool) if bound is None else hashes <= bound
-    return Sample(_table(part, frame, rows, np.flatnonzero(near)), hashes[near])
+    return Sample(_table(part, frame, rows, np.flatnonzero(near)), hashes[near], most)
+
+
+def _hashed(values: pd.Series) -> NDArray[np.uint64]:
+    """One hash for a value, whatever its type in a part: whole numbers may be floats where some are missing."""
+    plain = values.to_numpy(dtype=float) if is_numeric(values) else values.to_numpy(dtype=object)
+    return pd.util.hash_array(plain, categorize=False)
 
 
 def _table(part: Part, frame: FrameView, rows: Rows, places: NDArray[np.intp]) -> pd.DataFrame:
@@ -257,7 +269,7 @@ def look(part: Part, recipe: Recipe, columns: tuple[str, ...]) -> Found:
         levels={code: {level: place[int(row)] for level, row in rows.items()} for code, rows in levels.items()},
         witnesses=_table(part, here.frame, here.rows, first) if len(first) else None,
         types=types,
-        sample=_sample_of(part, here.frame, kept, group_of(recipe)),
+        sample=_sample_of(part, here.frame, kept, recipe),
     )
 
 
@@ -279,7 +291,8 @@ def survey(recipe: Recipe, source: Source) -> Survey:
     states: dict[str, Summary] = {}
     levels: dict[str, set[Any]] = {}
     witnesses: list[pd.DataFrame] = []
-    types, sample = Types(), Sample(pd.DataFrame(), np.zeros(0, dtype=np.uint64))
+    types = Types()
+    sample: Sample | None = None
     for part in source.data.mapped(partial(look, recipe=recipe, columns=source.columns), source.columns):
         n_input, n, n_dropped = n_input + part.n_input, n + part.n, n_dropped + part.n_dropped
         for name, count in part.dropped.items():
@@ -293,9 +306,8 @@ def survey(recipe: Recipe, source: Source) -> Survey:
         if part.witnesses is not None and new:
             witnesses.append(part.witnesses.iloc[sorted(new)])
         if part.sample is not None:
-            frames = [sample.frame, part.sample.frame] if len(sample.hashes) else [part.sample.frame]
-            sample = Sample(pd.concat(frames), np.concatenate([sample.hashes, part.sample.hashes])).pruned()
-    if not n:
+            sample = part.sample if sample is None else sample.joined(part.sample)
+    if sample is None:
         raise DesignError(
             f"no row of the {n_input} of the data is complete and counts "
             f"({', '.join(f'{name}: {count} missing' for name, count in dropped.items()) or 'there are none'}); leave "

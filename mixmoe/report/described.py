@@ -309,25 +309,6 @@ def _weighted(column: pd.Series, weights: Array) -> str:
     return f"{format_cell(mean)} ({format_cell(float(np.sqrt(np.average((x - mean) ** 2, weights=weights))))})"
 
 
-def effects_table(effects: pd.DataFrame, alpha: float) -> Table:
-    """What `gate_effects` found, one row per covariate, level, expert and, if coefficients vary, index value."""
-    named = effects["covariate"].where(
-        effects["contrast"] == "dy/dx", effects["covariate"] + ": " + effects["contrast"]
-    )
-    for index in effects.columns[3 : list(effects.columns).index("estimate")]:
-        named += f", {index} = " + effects[index].map("{:.4g}".format)
-    shown = effects[["estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high"]]
-    return Table(
-        key="gate_effects",
-        title="Average marginal effects on the probabilities of the experts",
-        columns=("Estimate", "Std. Err.", "z", "P>|z|", f"[{alpha / 2:g}", f"{1 - alpha / 2:g}]"),
-        index=tuple(f"{name}: expert {k}" for name, k in zip(named, effects["expert"], strict=True)),
-        cells=tuple(tuple(float(value) for value in row) for row in shown.to_numpy(dtype=float)),
-        formats=("num", "num", ".3f", "p", "num", "num"),
-        notes=("Mean over the units of the slope, or of the difference between two levels; delta method.",),
-    )
-
-
 def elsewhere(em: EMFit) -> str:
     """Where those starts ended that did not reach the best; blank if all did or it is not known."""
     others = em.starts.ends[em.starts.n_replicated :]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.check.adequacy import Adequacy, ClassificationTable
-from mixmoe.check.influence import Influence
+from mixmoe.check.influence import GateEffects, Influence
 from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Model
@@ -74,7 +74,7 @@ class FittedMixture(Fitted, Protocol):
 
     def adequacy(self) -> Adequacy: ...  # noqa: D102
     def classification_table(self) -> ClassificationTable: ...  # noqa: D102
-    def gate_effects(self, covariates: Any = None, alpha: float = 0.05) -> Any: ...  # noqa: D102
+    def gate_effects(self, covariates: Any = None, alpha: float = 0.05) -> GateEffects: ...  # noqa: D102
 
 
 class Candidate(Protocol):
@@ -268,6 +268,7 @@ def code(e: Evidence) -> str:
     settings = {k: v for k, v in model.settings.items() if _plain(v) and _DEFAULTS.get(k) != v}
     settings |= {k: v for k, v in results._fit_options.items() if _plain(v)}
     settings |= {"cov_type": results.cov_type} if model.spec.has_experts else {}
+    settings |= {"starts": em.starts.asked} if em.starts.asked is not None else {}
     settings |= {"rng": em.starts.seed} if em.starts.seed is not None else {}
     lines = [f"    {name}={value!r}," for name, value in settings.items()]
     return "\n".join(
@@ -308,10 +309,7 @@ def remarks(e: Evidence) -> tuple[str, ...]:
     ]
     used = e.results.em.starts.n_starts
     if used:
-        notes.append(
-            f"The fit made {used} start{'s' if used > 1 else ''}, random ones and those of splits and merges; if "
-            "it was given starts=, add the same to the code."
-        )
+        notes.append(f"The fit made {used} start{'s' if used > 1 else ''}, random ones and those of splits and merges.")
     own = [name for name, value in e.results.model.settings.items() if not _plain(value)]
     notes += [f"The fit was given {name}= of its own, which text cannot repeat; add it to the code." for name in own]
     if e.results.cov_type in ("cluster", "bootstrap"):

@@ -24,7 +24,6 @@ from mixmoe.report.described import (
     attrition_table,
     columns_table,
     distinct_ends,
-    effects_table,
     elsewhere,
     end_points_table,
     flow_table,
@@ -221,12 +220,27 @@ def _model(e: Evidence) -> tuple[Part, ...]:
     rows += [("Index", formula.index)] if formula.vary is not None else []
     facts = [(label, value) for label, value in e.results._more_facts if value is not None]
     said = {label.lower().replace(" ", "_") for label, _ in facts}
-    plain = [(n, str(v)) for n, v in settings.items() if n not in said and isinstance(v, str | int | float | bool)]
-    rows += [*facts, *plain]
+    shown = {name: _UNSET.get(name) if value is None else _in_words(value) for name, value in settings.items()}
+    rows += [*facts, *((name, text) for name, text in shown.items() if name not in said and text is not None)]
     table = Table(
         "parts", "Parts and settings", ("",), tuple(n for n, _ in rows), tuple((v,) for _, v in rows), ("text",)
     )
     return (Prose(e.results.model.spec.title), Code(formula.text), table)
+
+
+_UNSET = {"weight_decay": "none but the prior of the weights"}  # what settings that were not given stand for
+
+
+def _in_words(value: Any) -> str | None:
+    """A setting as a table shows it; None for what text cannot, such as arrays and modules."""
+    if isinstance(value, str | int | float | bool):
+        return str(value)
+    if isinstance(value, Mapping):
+        parts = [(name, _in_words(one)) for name, one in value.items()]
+        return "; ".join(f"{name}: {text}" for name, text in parts if text is not None) or None
+    if isinstance(value, list | tuple) and all(isinstance(one, str | int | float) for one in value):
+        return ", ".join(map(str, value)) or "none"
+    return None
 
 
 def _terms(parts: Any) -> str:
@@ -258,8 +272,7 @@ def _estimates(e: Evidence) -> tuple[Part, ...]:
     if e.is_mixture:
         # Unlike log odds, average marginal effects do not depend on which expert is the first.
         with suppress(ArgumentError):  # no covariates, or a single expert
-            effects = effects_table(e.mixture.gate_effects(alpha=e.alpha), e.alpha)
-            parts.append(e.results.shown_names.table(effects))
+            parts += e.mixture.gate_effects(alpha=e.alpha).summary().tables
     return tuple(parts)
 
 

@@ -175,7 +175,7 @@ def _cleaned(value: Any) -> Any:
 
 
 Row = tuple[Block, int, str]  # block, expert or 0, term
-_FURTHER: tuple[Block, ...] = ("random", "residual", "dispersion", "threshold", "other")
+_FURTHER: tuple[Block, ...] = ("random", "residual", "dispersion", "zeros", "threshold", "other")
 _BLOCKS: tuple[Block, ...] = ("expert", "fixed", "common", "gate", *_FURTHER)
 _STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 _STARS_NOTE = "* p < 0.05, ** p < 0.01, *** p < 0.001 (two-sided, not corrected for the number of tests)."

@@ -96,6 +96,23 @@ class Third:
     delta: Array
 
 
+@dataclass(frozen=True, slots=True)
+class FurtherTerms:
+    """Derivatives of the log density in one further parameter, each shape (E, n).
+
+    Attributes
+    ----------
+    value : ndarray
+        First derivative.
+    slope, curve : ndarray
+        Derivatives of the slope and of the second derivative in the linear predictor.
+    """
+
+    value: Array
+    slope: Array
+    curve: Array
+
+
 class Family(Protocol):
     """What the estimators need to know of a response distribution."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import expit, gammaln
 
 from mixmoe._typing import Array
-from mixmoe.responses.distribution import Curvature, Derivatives, Family, LogLink, Outcome, Third
+from mixmoe.responses.distribution import Curvature, Derivatives, Family, FurtherTerms, LogLink, Outcome, Third
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class ZeroInflated(LogLink):
     name : str
     base : Family
         Without a dispersion, or with the one fixed here.
-    log_theta : float
-        Log dispersion of the base, one number for all rows.
+    log_theta : float or ndarray, shape (K, 1)
+        Log dispersion of the base, one number for all rows, or one for each expert.
 
     Notes
     -----
@@ -35,7 +35,7 @@ class ZeroInflated(LogLink):
 
     name: str
     base: Family
-    log_theta: float = 0.0
+    log_theta: float | Array = 0.0
     has_dispersion: bool = field(default=True, init=False)
     discrete: bool = field(default=True, init=False)
 
@@ -93,6 +93,26 @@ class ZeroInflated(LogLink):
         return Third(
             (1.0 - r) * base.eta + 3.0 * both * a * b - both * (1.0 - 2.0 * r) * a**3,
             both * ((1.0 - 2.0 * r) * a**2 - b),
+        )
+
+    def in_theta(self, out: Outcome, eta: Array, delta: Array) -> FurtherTerms:
+        """Derivatives in the log dispersion of the base.
+
+        Notes
+        -----
+        Where the response is zero the log density is ``log(e^delta + e^b)`` up to what does not move, b the log density
+        of the base, whose share ``c = 1 - r`` has the derivative ``r c`` in b, and ``r c`` the derivative
+        ``-(1 - 2 r) r c``.
+        """
+        parts = self.base.derivatives(out, eta, self._fixed(eta))
+        r = self._certain(out, eta, delta)
+        both = r * (1.0 - r)
+        slope, bend, tau, mixed = parts.eta, -parts.eta_eta, parts.delta, -parts.eta_delta
+        through = bend * tau + 2.0 * slope * mixed - (1.0 - 2.0 * r) * slope**2 * tau
+        return FurtherTerms(
+            (1.0 - r) * tau,
+            (1.0 - r) * mixed + both * slope * tau,
+            (1.0 - r) * self.base.third(out, eta, self._fixed(eta)).delta + both * through,
         )
 
     def variance(self, mean: Array, delta: Array, trials: Array) -> Array:

@@ -309,16 +309,19 @@ def _checked_whole(fitted: Results) -> Results:
     return fitted
 
 
-def _n_starts(spec: Spec, starts: int | None) -> int:
-    """Random starts; one expert has one optimum."""
-    default = STARTS * spec.experts if spec.experts > 1 else 1
-    return default if starts is None else starts
+def _n_starts(spec: Spec, starts: int | None) -> dict[str, int]:
+    """Random starts; one expert has one optimum, unless it is a network, which has as many as `fit` gives it."""
+    if starts is not None:
+        return {"starts": starts}
+    if spec.experts > 1:
+        return {"starts": STARTS * spec.experts}
+    return {} if spec.family.spec.section == "networks" else {"starts": 1}
 
 
 def _fit_random(spec: Spec, data: Any, starts: int | None, rng: np.random.Generator) -> Outcome:
     def compute() -> Outcome:
         model = spec.build(data)
-        options = {"starts": _n_starts(spec, starts), "progress": False, **spec.fit}
+        options = {**_n_starts(spec, starts), "progress": False, **spec.fit}
         return Outcome(_checked_whole(model.fit(rng=rng, **options)))
 
     return _attempt(compute)
@@ -418,7 +421,7 @@ def _held_out(
         out = folds.of(design) == f
         settings = {name: value for name, value in whole.model.settings.items() if name not in _ESTIMATED}
         model = spec.build(design.frame[~out], **settings)
-        options = {"starts": _n_starts(spec, starts), "progress": False, **spec.fit}
+        options = {**_n_starts(spec, starts), "progress": False, **spec.fit}
         fitted = _checked_whole(model.fit(start=whole, rng=rng, **options))
         return Outcome(value=fitted.loglik_of(design.frame[out]))
 

@@ -292,10 +292,12 @@ def select(
         As in `fit`; several must have the same response.
     data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
     experts : int or iterable of int, optional
-        Numbers of experts; 1 to 6. Not for networks with person effects (`NME`).
+        Numbers of experts; 1 to 6. Networks as experts (`NMoE`) have it like other mixtures, networks with person
+        effects (`NME`) have no experts.
     starts : int, optional
-        Random starts of each candidate; by default 8 per expert. Starts carried from the fit with one expert fewer,
-        each of its experts split four times, come on top, where that fit is a candidate too.
+        Random starts of each candidate; by default 8 per expert, of one expert 1 (of one network as many as in `fit`).
+        Starts carried from the fit with one expert fewer, each of its experts split, come on top, where that fit is a
+        candidate too, and so do the splits and merges of a search: the column ``starts`` counts all that were made.
     folds : int, optional
         Adds the cross-validated log-likelihood: each candidate is fitted without each fold of the units
         (subjects), from random starts and from the fit to all data, and evaluated on the fold.
@@ -312,7 +314,9 @@ def select(
         networks, as in `NME`, with ``holdout=`` for the share of each person's (or sequence's) last rows that are
         held out (0.2): ``hidden=`` may be a list of tuples, such as ``[(), (5,), (10, 5)]``, while whole numbers are
         the widths of one network; ``activation=``, ``estimator=``, ``cov=``, ``family=``, ``lr=``, ``annealing=`` and
-        ``weight_decay=`` may be lists, and formulas may differ in what is personal.
+        ``weight_decay=`` may be lists, and formulas may differ in what is personal. Of networks as experts (`NMoE`)
+        ``hidden=`` may be a list likewise, of tuples or of ``{"experts": ..., "gate": ...}``, and ``activation=`` and
+        ``body=`` may be lists.
 
     Returns
     -------
@@ -497,7 +501,7 @@ def _tables(candidates: Sequence[Candidate]) -> tuple[Table, ...]:
             Table(
                 key=f"candidates{len(tables) + 1}",
                 title=text,
-                columns=("log-lik.", "par.", *(name.upper() for name in shown), "entropy", "smallest", "starts"),
+                columns=("log-lik.", "par.", *(name.upper() for name in shown), "entropy", "least share", "starts"),
                 index=tuple(candidates[i].label for i in places),
                 cells=tuple(_cells(candidates[i], shown, {n for n, best in marked if best == i}) for i in places),
                 formats=(".2f", ".4g", *("" for _ in shown), ".3f", ".3f", ""),
@@ -523,8 +527,9 @@ def _cells(c: Candidate, shown: Sequence[str], marked: set[str]) -> tuple[Cell, 
 def _notes(table: Selection) -> tuple[str, ...]:
     """What the columns mean, and what must be known of single candidates."""
     notes = [
-        "* best value of the criterion (CV: largest). smallest: share of the smallest expert. starts: how many of the "
-        "starts (of a VCMoE: of the distinct ones that went on) reached the best log-likelihood."
+        "* best value of the criterion (CV: largest). least share: of the smallest expert. starts: how many of the "
+        "starts, splits and merges counted (of a VCMoE: of the distinct ones that went on), reached the best "
+        "log-likelihood."
     ]
     if table.interrupted:
         notes.append("Interrupted: candidates are missing, or were not yet fitted from all starts.")

@@ -129,6 +129,66 @@ class ThreeStep(Printed):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class Pairwise(Printed):
+    """Differences of experts in an outcome.
+
+    Attributes
+    ----------
+    differences : DataFrame
+        One row per pair (and category), as `to_frame` returns it.
+    alpha : float
+        One minus the level of the limits.
+    outcome : str
+    shown_names : Names
+        Of the experts, as `named` gave them.
+    """
+
+    differences: pd.DataFrame
+    alpha: float
+    outcome: str
+    shown_names: Names = NO_NAMES
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per pair of experts and category.
+
+        Returns
+        -------
+        DataFrame
+            Columns: contrast (``"2 - 1"``), level (categorical outcomes), estimate, std_error, conf_low, conf_high,
+            statistic (chi-squared), df, p_value. An outcome of three or more categories has one row per level and one
+            with the joint test of all of them, ``"any level"``.
+        """
+        return self.differences.copy()
+
+    def tables(self) -> tuple[Table, ...]:
+        """One table with a row per difference."""
+        pairs = self.to_frame()
+        if names := self.shown_names.experts:
+            apart = pairs["contrast"].str.split(" - ")
+            pairs["contrast"] = [" - ".join(names[int(k) - 1] for k in two) for two in apart]
+        labels = [column for column in ("contrast", "level") if column in pairs]
+        rows = pairs[labels].itertuples(index=False)
+        return (
+            Table(
+                key="pairwise",
+                title="Differences of experts",
+                columns=(
+                    "Difference",
+                    "Std. Err.",
+                    f"[{self.alpha / 2:.3g}",
+                    f"{1 - self.alpha / 2:.3g}]",
+                    "chi2",
+                    "df",
+                    "p",
+                ),
+                index=tuple(f": {self.outcome} = ".join(map(str, row)) for row in rows),
+                cells=_cells(pairs.drop(columns=labels)),
+                formats=("num",) * 4 + (".3f", ".0f", "p"),
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Distal(ThreeStep):
     """An outcome by expert; `coefficients` are linear, logit or multinomial logit.
 
@@ -152,9 +212,11 @@ class Distal(ThreeStep):
     @property
     def remarks(self) -> tuple[str, ...]:
         """Method, standard errors, counts, what speaks against the assumptions, and the overall test."""
+        adjusted = ("Adjusted: averaged over the other predictors of all units used.",) if self.adjusted else ()
         doubts = () if self.skewness is None or not self.skewness.doubtful else (_normality_doubts(self.skewness),)
         return (
             *super(Distal, self).remarks,
+            *adjusted,
             *doubts,
             f"All experts alike: {_shown(self.overall)}",
         )
@@ -177,16 +239,13 @@ class Distal(ThreeStep):
         columns |= {} if self.levels is None else {"level": [level for _, level in shown]}
         return pd.DataFrame(columns | {"estimate": values, "std_error": errors, "conf_low": low, "conf_high": high})
 
-    def pairwise(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Differences of experts, each with limits of level 1 - `alpha` and its Wald test.
+    @property
+    def adjusted(self) -> bool:
+        """Whether the formula has predictors besides the experts, over which means and probabilities are averaged."""
+        return re.sub(r"[\s01()+-]", "", self.formula.partition("~")[2]).removeprefix("C") != EXPERT
 
-        Returns
-        -------
-        DataFrame
-            Columns: contrast (``"2 - 1"``), level (categorical outcomes), estimate, std_error, conf_low, conf_high,
-            statistic (chi-squared), df, p_value. An outcome of three or more categories has one row per level and one
-            with the joint test of all of them, ``"any level"``.
-        """
+    def pairwise(self, alpha: float = 0.05) -> Pairwise:
+        """Differences of experts, each with limits of level 1 - `alpha` and its Wald test."""
         shown = self._experts_levels()
         levels = list(dict.fromkeys(level for _, level in shown))
         rows: list[dict[str, Any]] = []
@@ -199,7 +258,8 @@ class Distal(ThreeStep):
             for level, part in zip([*levels, *several], parts, strict=True):
                 place = {} if self.levels is None else {"level": level}
                 rows.append({"contrast": f"{b} - {a}"} | place | self._difference(part, level in several, alpha))
-        return pd.DataFrame(rows)
+        outcome = self.formula.partition("~")[0].strip()
+        return Pairwise(pd.DataFrame(rows), alpha, outcome, shown_names=self.shown_names)
 
     def _difference(self, matrix: Array, joint: bool, alpha: float) -> dict[str, Any]:
         """Estimate, error, limits and test of a contrast of the margins; of a joint one the test alone."""
@@ -213,32 +273,19 @@ class Distal(ThreeStep):
 
     def tables(self) -> tuple[Table, ...]:
         """Means or probabilities, differences, and the coefficients of the regression."""
-        what = "Means" if self.levels is None else "Probabilities"
-        margins, pairs = self.to_frame(), self.pairwise()
-        if names := self.shown_names.experts:
-            apart = pairs["contrast"].str.split(" - ")
-            pairs["contrast"] = [" - ".join(names[int(k) - 1] for k in two) for two in apart]
-        level = [] if self.levels is None else ["level"]
+        what = "means" if self.levels is None else "probabilities"
+        margins, level = self.to_frame(), self.levels is not None
         is_ = f"{self.formula.partition('~')[0].strip()} = "
         return (
             Table(
                 key="distal",
-                title=f"{what} by expert",
+                title=f"{f'Adjusted {what}' if self.adjusted else what.capitalize()} by expert",
                 columns=("Estimate", "Std. Err.", "[0.025", "0.975]"),
                 index=tuple(f"expert {k}" + (f": {is_}{term}" if level else "") for k, term in self._experts_levels()),
                 cells=_cells(margins[["estimate", "std_error", "conf_low", "conf_high"]]),
                 formats=("num",) * 4,
             ),
-            Table(
-                key="pairwise",
-                title="Differences of experts",
-                columns=("Difference", "Std. Err.", "[0.025", "0.975]", "chi2", "df", "p"),
-                index=tuple(
-                    f": {is_}".join(map(str, row)) for row in pairs[["contrast", *level]].itertuples(index=False)
-                ),
-                cells=_cells(pairs.drop(columns=["contrast", *level])),
-                formats=("num",) * 4 + (".3f", ".0f", "p"),
-            ),
+            *self.pairwise().tables(),
             _coefficient_table(self.coefficients, "Regression coefficients", self.shown_names),
         )
 

@@ -12,7 +12,7 @@ from mixmoe._typing import Array
 from mixmoe.design.aliases import aliases
 from mixmoe.design.design import Design, build_design, column_terms
 from mixmoe.design.formula import MoEFormula, parse_formula
-from mixmoe.design.frame import shown, unhashable, whole_frame
+from mixmoe.design.frame import places_of, shown, unhashable, whole_frame
 from mixmoe.design.recipe import response_column
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, FormulaError
 from mixmoe.output.predictions import known_places
@@ -20,6 +20,7 @@ from mixmoe.responses.distribution import check_varies
 
 _PLACEHOLDER = "row_of_outcomes"
 EXPERT = "expert"
+_MOST = 0.5  # share of the labels of a column from which on they are taken to be those of subjects
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,11 @@ def match_units(design: Design, data: Any) -> Matched:
         raise ArgumentError(
             f"outcomes have no column {group!r}, and a {type(data).__name__} has no index to name the subjects; add it"
         )
+    # Counting rows names nobody where a column does, although subjects called 1, 2, 3 ... would be found.
+    if group is not None and not named and frame.index.equals(pd.RangeIndex(len(frame))) and frame.index.name is None:
+        other = _another_name(frame, design)
+        if other is not None:
+            raise ArgumentError(_no_column_of_subjects(frame, design, group, other))
     keys = frame[group] if named else pd.Series(frame.index)
     wrong = unhashable(keys)
     if wrong is not None:
@@ -112,12 +118,35 @@ def match_units(design: Design, data: Any) -> Matched:
         )
     if not known.any():
         by = f"the column {group!r}" if named else "the index"
+        if group and not named:
+            raise ArgumentError(_no_column_of_subjects(frame, design, group, _another_name(frame, design)))
         raise ArgumentError(
             f"none of the {len(keys)} rows of outcomes belongs to the fit (matched by {by}); "
             f"name the {'subjects' if group else 'rows'} as in the fit, e.g. {shown(design.labels[0])}"
-            + (f", in a column {group!r} or as the index" if group and not named else "")
         )
     return Matched(frame[known].reset_index(drop=True), where[known], int((~known).sum()))
+
+
+def _another_name(frame: pd.DataFrame, design: Design) -> Any:
+    """The one column that names subjects of the fit, each once; None if there is none, or several."""
+    columns = [frame.iloc[:, i].to_numpy(dtype=object) for i in range(frame.shape[1])]
+    found = [
+        name
+        for name, labels in zip(frame.columns, columns, strict=True)
+        if not pd.Series(labels).duplicated().any() and (places_of(labels, design.labels) >= 0).mean() > _MOST
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _no_column_of_subjects(frame: pd.DataFrame, design: Design, group: str, other: Any) -> str:
+    """What to do about outcomes without the column of the subjects, whose index does not name them either."""
+    cure = f"name the subjects as in the fit, e.g. {shown(design.labels[0])}, in a column {group!r} or as the index"
+    if other is not None:
+        cure = f"those of {other!r} are; rename it: outcomes.rename(columns={{{other!r}: {group!r}}})"
+    return (
+        f"outcomes have no column {group!r}, and the {len(frame)} labels of their index are not those of subjects of "
+        f"the fit; {cure}"
+    )
 
 
 def parse_step_three(text: Any) -> MoEFormula:

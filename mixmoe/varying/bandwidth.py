@@ -33,6 +33,7 @@ FEW_ROWS = 400  # with fewer, folds are repeated so that they are about this man
 MOST_REPEATS = 3
 HELD_ROWS = 10_000  # held out together at most, if there is more than one fold
 MANY = 8_000  # rows above which the range of bandwidths is searched on some of them
+MOST = 50_000  # rows above which candidates are compared on some of them only
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,14 +275,22 @@ def search_bandwidth(
     Notes
     -----
     With more than `MANY` rows the whole range is searched on every few rows; around the best of that, narrower by the
-    rate ``n^(-1/5)``, candidates are compared on all rows until one beats its neighbours.
+    rate ``n^(-1/5)``, candidates are compared on all rows until one beats its neighbours. With more than `MOST` all of
+    this is done on about that many, and the best bandwidth is that of these rows, narrower by the same rate.
     """
     scoring = _Scoring(folds, rng, n_jobs, progress)
     if candidates is not None:
         return _compared(space, sorted(candidates), scoring)
     n = space.rows.n
+    if n > MOST:
+        some = space.take(_every_few(n, space.clusters, MOST))
+        of_some = search_bandwidth(some, rng, folds, None, n_jobs, progress)
+        rate, stands = (some.rows.n / n) ** 0.2, of_some.forced
+        if stands is not None and stands.alone is not None:
+            stands = replace(stands, alone=rate * stands.alone)
+        return replace(of_some, best=_first_usable(space, rate * of_some.best), forced=stands)
     if n > MANY:
-        some = space.take(_every_few(n, space.clusters))
+        some = space.take(_every_few(n, space.clusters, MANY // 2))
         region = _scanned(some, scoring)
         # The best bandwidth falls as n^(-1/5): the region found on fewer rows is moved by that.
         start = float(region.tried[region.best]) * (some.rows.n / n) ** 0.2
@@ -546,8 +555,8 @@ def _first_usable(space: Space, start: float) -> float:
     return h
 
 
-def _every_few(n: int, clusters: IntArray | None) -> IntArray:
-    """Rows spread evenly along the index, or whole clusters, about half of `MANY`; ascending."""
+def _every_few(n: int, clusters: IntArray | None, most: int) -> IntArray:
+    """Rows spread evenly along the index, or whole clusters, about `most`; ascending."""
     units = np.arange(n) if clusters is None else clusters
-    every = int(np.ceil(2.0 * n / MANY))
+    every = int(np.ceil(n / most))
     return np.flatnonzero(units % every == 0)

@@ -139,13 +139,15 @@ class Posterior:
     loglik: Array
 
 
-def own_coefficients(problem: Problem, coef: Array) -> Array:
+def own_coefficients(problem: Problem, coef: Array, run: slice | None = None) -> Array:
     """Every coefficient function at the index value of every row.
 
     Parameters
     ----------
     problem : Problem
     coef : ndarray, shape (G, 2, L)
+    run : slice, optional
+        Only these rows.
 
     Returns
     -------
@@ -153,10 +155,12 @@ def own_coefficients(problem: Problem, coef: Array) -> Array:
     """
     stop = problem.slots.gates.start
     flat = coef.reshape(-1, coef.shape[-1])
+    both = (problem.levels, problem.gate_levels)
+    levels, gate_levels = both if run is None else (one[run] for one in both)
     # One bandwidth for all: one sparse product instead of two.
     if problem.levels is problem.gate_levels:
-        return np.asarray(problem.levels @ flat)
-    return np.hstack([problem.levels @ flat[:, :stop], problem.gate_levels @ flat[:, stop:]])
+        return np.asarray(levels @ flat)
+    return np.hstack([levels @ flat[:, :stop], gate_levels @ flat[:, stop:]])
 
 
 def natural_parameters(rows: Rows, slots: Slots, theta: Array) -> Natural:
@@ -198,6 +202,12 @@ def _rowwise_product(coef: Array, design: Array) -> Array:
 
 def posterior(rows: Rows, family: Family, natural: Natural) -> Posterior:
     """Responsibilities and log-likelihood at given predictors."""
+    if len(rows.runs) > 1:
+        weighted, loglik = np.empty_like(natural.eta), np.zeros(())
+        for run in rows.runs:
+            part = posterior(rows.take(run), family, natural.take(run))
+            weighted[:, run], loglik = part.weighted, loglik + part.loglik
+        return Posterior(weighted, loglik)
     joint = natural.log_gate + family.log_density(rows.outcome, natural.eta, natural.delta)
     # The peak is shared by responsibilities and likelihood, so the exponentials are taken once; this is the inner loop.
     top = joint.max(axis=-2, keepdims=True)
@@ -214,7 +224,14 @@ def row_logliks(outcome: Outcome, family: Family, natural: Natural) -> Array:
 
 def own_natural(problem: Problem, coef: Array) -> Natural:
     """Predictors of the rows at their own index values, dispersions within their limits."""
-    natural = natural_parameters(problem.rows, problem.slots, own_coefficients(problem, coef))
+    rows, slots = problem.rows, problem.slots
+    if len(rows.runs) > 1:
+        natural = Natural(*np.empty((3, slots.n_experts, rows.n)))
+        for run in rows.runs:
+            part = natural_parameters(rows.take(run), slots, own_coefficients(problem, coef, run))
+            natural.eta[:, run], natural.delta[:, run], natural.log_gate[:, run] = part.eta, part.delta, part.log_gate
+    else:
+        natural = natural_parameters(rows, slots, own_coefficients(problem, coef))
     # A dispersion of zero makes the likelihood unbounded: limits keep the local maximum the one that is meant.
     np.clip(natural.delta, problem.floor, problem.ceiling, out=natural.delta)
     return natural
@@ -309,9 +326,13 @@ def _of_normal_rows(problem: Problem, coef: Array, resp: Array) -> Array:
 def _gaussian_rows(problem: Problem, resp: Array) -> Array:
     """Responsibility-weighted products of each row: (n, K (p p + p))."""
     rows = problem.rows
-    y = (rows.outcome.y - rows.offset)[:, None]
-    products = np.hstack([problem.products, rows.design * y])  # (n, pp + p)
-    return (resp.T[:, :, None] * products[:, None, :]).reshape(rows.n, -1)
+
+    def of(run: slice) -> Array:
+        y = (rows.outcome.y[run] - rows.offset[run])[:, None]
+        products = np.hstack([problem.products[run], rows.design[run] * y])  # (n, pp + p)
+        return np.asarray((resp.T[run, :, None] * products[:, None, :]).reshape(len(products), -1))
+
+    return rows.made(of)
 
 
 def _gaussian_normal(block: Block, current: Array, rowwise: Array, k: int, p: int) -> tuple[Array, Array]:
@@ -367,13 +388,17 @@ def dispersion_step(problem: Problem, coef: Array, resp: Array, natural: Natural
     Local lines through the working responses of the rows' own log dispersions. That costs no special function per pair
     of row and grid point, and agrees with the local likelihood to second order in the change within a window.
     """
-    parts = problem.family.derivatives(problem.rows.outcome, natural.eta, natural.delta)
-    # Of a normal response the curvature, twice the squared residual, is positive everywhere; others need the mean.
-    curved = parts.delta_delta if is_normal(problem.family) else _positive_curvature(parts.delta, parts.delta_delta)
-    weight = resp * curved
-    working = weight * natural.delta + resp * parts.delta  # times the weight
+
+    def of(run: slice) -> Array:
+        at, own = natural.take(run), resp[:, run]
+        parts = problem.family.derivatives(problem.rows.outcome.take(run), at.eta, at.delta)
+        # Of a normal response the curvature, twice the squared residual, is positive everywhere; others need the mean.
+        curved = parts.delta_delta if is_normal(problem.family) else _positive_curvature(parts.delta, parts.delta_delta)
+        weight = own * curved
+        return np.concatenate([weight, weight * at.delta + own * parts.delta]).T  # the last times the weight
+
     slots, free = problem.slots, problem.free[:, problem.slots.dispersions]  # (2, K)
-    rowwise = np.concatenate([weight, working]).T  # (n, 2K)
+    rowwise = problem.rows.made(of)  # (n, 2K)
     moments = [local_moments(b, b.kernel[None], rowwise, 3)[:, :, 0] for b in blocks(problem.windows)]
     total = np.concatenate(moments)  # (G, 3, 2K)
     target = _local_lines(total[..., : slots.n_experts], total[..., slots.n_experts :], free)

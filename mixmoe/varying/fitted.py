@@ -23,11 +23,11 @@ from mixmoe.design.formula import MoEFormula
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated, FamilySpec, GatePoint
 from mixmoe.inference.uncertainty import CovType, ParamCov, checked_cov_type, without_parameters
-from mixmoe.mixture.estimate import Block, EMFit, Parameter, ParamLayout, Starts
+from mixmoe.mixture.estimate import Block, EMFit, Flag, Parameter, ParamLayout, Starts
 from mixmoe.output.records import told_apart
 from mixmoe.responses.zero_inflated import ZeroInflated, shown_dispersion, shown_slope
 from mixmoe.varying.bands import level_process
-from mixmoe.varying.em_steps import own_natural, posterior
+from mixmoe.varying.em_steps import Natural, own_natural, posterior
 from mixmoe.varying.identifiability import find_flags, infinite_gate, n_clusters, separation_flag
 from mixmoe.varying.joint_em import REFIT, Control, Run, draw_responses, run_around_means, shape_of, with_cluster_draw
 from mixmoe.varying.local_likelihood import build_local, local_start
@@ -329,13 +329,6 @@ class FittedVCMoE:
         index_name = str(self.design.names.index)
         effective = post.weighted * self.weight_scale
         flags = find_flags(self.problem, run, natural, effective, control, index_name, self.clusters)
-        of_gate = (
-            separation_flag(self.design, self.data.order, self.problem, run.coef, natural),
-            label_flag(self.design, self.data.order, self.problem, natural),
-        )
-        responsibilities = np.empty((self.problem.rows.n, self.n_experts))
-        unit = posterior(self.problem.rows.with_weights(np.ones(self.problem.rows.n)), self.problem.family, natural)
-        responsibilities[self.data.order] = unit.weighted.T
         best = run.candidates[0] if len(run.candidates) else run.loglik
         return EMFit(
             params=reported_values(self.problem, run.coef, self.points),
@@ -344,10 +337,24 @@ class FittedVCMoE:
             n_iter=len(run.trace) - 1,
             n_evaluations=len(run.trace),
             converged=run.converged,
-            responsibilities=responsibilities,
+            responsibilities=self.memberships(natural),
             starts=Starts(starts, run.candidates, int((run.candidates > best - 0.5).sum())),
-            flags=(*flags, *(flag for flag in of_gate if flag is not None)),
+            flags=(*flags, *self.gate_flags(run.coef, natural)),
         )
+
+    def gate_flags(self, coef: Array, natural: Natural) -> tuple[Flag, ...]:
+        """Flags of gates that separate experts, or whose cells could exchange their labels."""
+        found = (
+            separation_flag(self.design, self.data.order, self.problem, coef, natural),
+            label_flag(self.design, self.data.order, self.problem, natural),
+        )
+        return tuple(flag for flag in found if flag is not None)
+
+    def memberships(self, natural: Natural) -> Array:
+        """Responsibilities at given predictors, (n, K), in the order of the design."""
+        rows, out = self.problem.rows, np.empty((self.problem.rows.n, self.n_experts))
+        out[self.data.order] = posterior(rows.with_weights(np.ones(rows.n)), self.problem.family, natural).weighted.T
+        return out
 
 
 def checked_kind(kind: str) -> CovType:

@@ -232,10 +232,16 @@ def _with_theta_limits(
     The critical value is that of the limiting process: where theta is near its ceiling, the covariance of the estimates
     says nothing. Log theta is locally constant, with the same equivalent kernel as a local line. In mixtures roots at
     the truth spread more than a normal where few rows carry an expert, at the ends of the index: the factor is that of
-    Student's t with the degrees of freedom that a standard error would have there.
+    Student's t with the degrees of freedom that a standard error would have there. Where the dispersion of any expert
+    runs to its limit there is no standard error of theirs, and the degrees of freedom are those of the points beside.
     """
     out = {name: value.copy() for name, value in values.items()}
     out["center"][:, where] = theta.level
+    df, every = df.copy(), np.arange(len(df))
+    for column in df.T:
+        known = np.flatnonzero(np.isfinite(column))
+        if len(known):
+            column[:] = np.interp(every, known, column[known])
     for kind, factor in (("conf", float(ndtri(1.0 - alpha / 2.0))), ("band", critical)):
         wide = np.where(np.isfinite(df), student_factor(np.full(df.shape[1], factor), df), factor)
         out[f"{kind}_low"][:, where], out[f"{kind}_high"][:, where] = theta.limits(wide)

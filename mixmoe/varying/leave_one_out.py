@@ -312,13 +312,13 @@ def effective_df(problem: Problem, coef: Array) -> float:
     between = linear_matrix(problem.windows.grid, problem.rows.index, problem.rows.period)
     points, share = between.indices.reshape(-1, 2), between.data[1::2]
     natural = own_natural(problem, coef)
-    terms = assemble_terms(problem, whole_block(problem.rows.n), natural)
     local, peak = build_local(problem, 1), float(epanechnikov(np.zeros(1))[0])
     chunk = max(HAT_NUMBERS_HELD // problem.slots.n**2, 1)
     for start in range(0, problem.rows.n, chunk):
         rows = slice(start, min(start + chunk, problem.rows.n))
+        terms = assemble_terms(problem, whole_block(rows), natural.take(rows))
         design = natural_design(local, rows, np.zeros(rows.stop - start))[:, :, : problem.slots.n]
-        curvature = np.moveaxis(terms.complete[:, :, rows], -1, 0) * problem.rows.weights[rows, None, None]
+        curvature = np.moveaxis(terms.complete, -1, 0) * problem.rows.weights[rows, None, None]
         outer = peak * np.swapaxes(design, 1, 2) @ curvature @ design  # (rows, L, L)
         before, after = (np.einsum("njk,njk->n", outer, variance[points[rows, side]]) for side in (0, 1))
         leverage = (1.0 - share[rows]) * before + share[rows] * after

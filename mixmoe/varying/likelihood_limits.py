@@ -46,7 +46,7 @@ from mixmoe.numerics.optimise import progress_bar
 from mixmoe.varying.bands import MOST_ROWS, BandSet, LevelProcess
 from mixmoe.varying.em_steps import PEAK, own_natural, posterior
 from mixmoe.varying.local_likelihood import Local, natural_predictors, positive_definite, state_of
-from mixmoe.varying.local_maximum import LocalFit, at_points, profiled
+from mixmoe.varying.local_maximum import LocalFit, at_points, carried, profiled
 from mixmoe.varying.problem import Problem, outer_rows
 from mixmoe.varying.windows import blocks, epanechnikov, hankel, local_moments, wrapped
 
@@ -55,7 +55,7 @@ GAIN, MOST_GAIN = 0.7, 1.0  # change of the root for which steps aim, and the la
 GROWTH = 3.0  # of steps, at most
 MOST_STEPS = 40
 REACH = 4.0  # roots up to here are followed: factors of bands end before
-NEWTON_STEPS = 3  # of the other coefficients after each step
+SURPLUS = 0.1  # by which a root may exceed that of the grid point beside it, whose window holds nearly the same rows
 WELL_KNOWN = 0.5  # standard error of log theta below which its sandwich is believed
 
 
@@ -141,11 +141,9 @@ def theta_profile(process: LevelProcess, progress: bool | None = None) -> ThetaP
             known = resp[c] * information[c]
             left = known - resp[c] * (1.0 - resp[c]) * score[c] ** 2
             profile = _Profile(local, c, resp[c], np.stack([known, left]))
-            path = _path(profile, fit, REACH)
-            units[c] = np.sqrt(_excess(path, variance[:, c]))
-            if units[c] > 1.0:  # roots are divided by it, so that the path must go on for longer
-                path = _path(profile, fit, REACH * units[c])
-            levels[:, c], *walks = _roots(path)
+            units[c] = np.sqrt(_excess(_path(profile, fit, 0.0), variance[:, c]))
+            # Roots are divided by their unit, so that the path must go on for as much longer.
+            levels[:, c], *walks = _roots(_raised(profile, _path(profile, fit, REACH * max(units[c], 1.0))))
             sides.append(walks)
             bar.update()
     below, above = zip(*sides, strict=True)
@@ -177,18 +175,17 @@ class _Profile:
         """Place of log theta among the functions."""
         return self.local.problem.slots.dispersions.start + self.expert
 
-    def at(self, points: NDArray[np.intp], coef: Array, n_iter: int) -> tuple[Array, Array]:
+    def at(self, points: NDArray[np.intp], coef: Array) -> tuple[Array, Array]:
         """Coefficients with log theta as it is and the rest maximised, and the adjusted profile, at some grid points.
 
         Parameters
         ----------
         points : ndarray of int, shape (g,)
+            Possibly repeated.
         coef : ndarray, shape (g, D, L)
-        n_iter : int
-            Newton steps.
         """
         some = at_points(self.local, points)
-        moved, loglik = profiled(some, self.slot, coef, n_iter)
+        moved, loglik = profiled(some, self.slot, coef)
         squares, share, spread = (np.concatenate(part) for part in zip(*self._of_means(some, moved), strict=True))
         return moved, loglik / squares - 0.5 * share * spread
 
@@ -221,37 +218,78 @@ class _Path:
     ----------
     values, heights : ndarray, shape (S, G)
         Values of log theta, ascending, and the adjusted profile there; NaN where the local likelihood has no maximum.
+    coef : ndarray, shape (S, G, D, L)
+        The maxima along the path.
     start : int
         Where the maxima of the likelihood lie.
     """
 
     values: Array
     heights: Array
+    coef: Array
     start: int
+
+    @property
+    def roots(self) -> Array:
+        """Of the drop from the highest point, shape (S, G)."""
+        return np.sqrt(2.0 * np.maximum(self.heights.max(axis=0) - self.heights, 0.0))
 
 
 def _path(profile: _Profile, fit: LocalFit, reach: float) -> _Path:
-    """The adjusted profile from the maxima of the likelihood downwards and upwards, up to where its root is `reach`."""
+    """The adjusted profile from the maxima of the likelihood downwards and upwards, until its root is above `reach`."""
     down, up = (_walk(profile, fit, sign, reach) for sign in (-1.0, 1.0))
-    values, heights = (np.concatenate([a[:0:-1], b]) for a, b in zip(down, up, strict=True))
-    return _Path(values, heights, len(down[0]) - 1)
+    values, heights, coef = (np.concatenate([a[:0:-1], b]) for a, b in zip(down, up, strict=True))
+    return _Path(values, heights, coef, len(down[0]) - 1)
 
 
-def _walk(profile: _Profile, fit: LocalFit, sign: float, reach: float) -> tuple[Array, Array]:
-    """Values of log theta and heights of the adjusted profile, (S, G) each, until all are far down or at a limit."""
+def _raised(profile: _Profile, path: _Path) -> _Path:
+    """The path with maxima carried from each grid point to the next wherever that raises the profile.
+
+    At a value of theta far from its own the likelihood of the other coefficients has several maxima: rows between two
+    experts may be counted to either. A walk stays with the one that it came from, and its profile falls too fast, so
+    that limits are too near. Windows beside each other hold nearly the same rows, and have nearly the same profile:
+    where the root at one point exceeds that at the other, the maxima of the other are tried, in both directions along
+    the index.
+    """
+    path, slot = _Path(path.values, path.heights.copy(), path.coef.copy(), path.start), profile.slot
+    grid = profile.local.windows.grid
+    for order in (range(1, len(grid)), range(len(grid) - 2, -1, -1)):
+        for g in order:
+            beside = g - 1 if order.step > 0 else g + 1
+            roots = path.roots
+            if np.isnan(roots[:, [g, beside]]).any():
+                continue
+            theirs = np.interp(path.values[:, g], path.values[:, beside], roots[:, beside])
+            rungs = np.flatnonzero((roots[:, g] > theirs + SURPLUS) & (np.arange(len(roots)) != path.start))
+            if not len(rungs):
+                continue
+            away = np.abs(path.values[:, beside] - path.values[rungs, g, None])
+            trial = carried(
+                profile.local, path.coef[away.argmin(axis=1), beside], np.full(len(rungs), grid[g] - grid[beside])
+            )
+            trial[:, 0, slot] = path.values[rungs, g]
+            trial, reached = profile.at(np.full(len(rungs), g), trial)
+            better = reached > path.heights[rungs, g]
+            path.heights[rungs[better], g], path.coef[rungs[better], g] = reached[better], trial[better]
+    return path
+
+
+def _walk(profile: _Profile, fit: LocalFit, sign: float, reach: float) -> tuple[Array, Array, Array]:
+    """Values of log theta, heights of the adjusted profile and maxima, until all are far down or at a limit."""
     problem, slot = profile.local.problem, profile.slot
     end = problem.floor if sign < 0.0 else problem.ceiling
-    coef, height = profile.at(np.arange(len(fit.coef)), fit.coef, 0)
+    coef, height = profile.at(np.arange(len(fit.coef)), fit.coef)
     top, step = np.where(fit.converged, height, np.nan), np.full(len(coef), FIRST_STEP)
     values, heights, turned = [coef[:, 0, slot].copy()], [top.copy()], np.zeros(len(coef), dtype=bool)
+    maxima = [coef.copy()]
     for _ in range(MOST_STEPS):
         root = np.sqrt(2.0 * (top - heights[-1]))
-        todo = np.flatnonzero((root < reach) & (values[-1] != end) & ~turned)
+        todo = np.flatnonzero((root <= reach) & (values[-1] != end) & ~turned)
         if not len(todo):
             break
         trial, moved = coef[todo], values[-1][todo] + sign * step[todo]
         trial[:, 0, slot] = np.maximum(moved, end) if sign < 0.0 else np.minimum(moved, end)
-        trial, reached = profile.at(todo, trial, NEWTON_STEPS)
+        trial, reached = profile.at(todo, trial)
         # Roots of the drop grow about evenly along a profile, so that steps can aim at a constant gain.
         gain = np.abs(np.sqrt(2.0 * np.maximum(top[todo] - reached, 0.0)) - root[todo])
         taken = (gain <= MOST_GAIN) | (step[todo] <= FIRST_STEP)  # a step too far is made again, smaller
@@ -265,7 +303,8 @@ def _walk(profile: _Profile, fit: LocalFit, sign: float, reach: float) -> tuple[
         # Each step starts from the maximum of the one before: the other coefficients hardly move.
         coef[there], values[-1][there], heights[-1][there] = trial[taken], trial[taken, 0, slot], reached[taken]
         top[there] = np.maximum(top[there], reached[taken])
-    return np.array(values), np.array(heights)
+        maxima.append(coef.copy())
+    return np.array(values), np.array(heights), np.array(maxima)
 
 
 def _roots(path: _Path) -> tuple[Array, Walk, Walk]:

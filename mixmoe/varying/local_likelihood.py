@@ -10,9 +10,9 @@ Louis, T. A. (1982). Finding the observed information matrix when using the EM a
 Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications, chapter 5.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import combinations_with_replacement, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,8 @@ class Local:
     free : ndarray of bool, shape (D, L)
         Coefficients to be estimated.
     parts : tuple of Part
+    products : mapping
+        Of the columns of two parts, by their places, the first not behind the second: (n, q q').
     own : Natural or None
         Predictors of the rows at their own index values, if the experts are held there and only the gate is local.
     """
@@ -75,6 +77,7 @@ class Local:
     windows: Windows
     free: BoolArray
     parts: tuple[Part, ...]
+    products: Mapping[tuple[int, int], Array]
     own: Natural | None = None
 
 
@@ -173,10 +176,24 @@ def build_local(
         parts.append(Part(every[slots.dispersions].reshape(k, 1), slice(k, d), np.ones((rows.n, 1))))
     if k > 1:
         parts.append(Part(every[slots.gates].reshape(k - 1, -1), slice(d, d + k - 1), rows.gate))
+    products = {
+        (i, j): _products(problem, parts[i].design, parts[j].design)
+        for i, j in combinations_with_replacement(range(len(parts)), 2)
+    }
     if held is None:
-        return Local(problem, windows, free, tuple(parts))
+        return Local(problem, windows, free, tuple(parts), products)
     free[:, : slots.gates.start] = False
-    return Local(problem, windows, free, tuple(parts), own_natural(problem, held))
+    return Local(problem, windows, free, tuple(parts), products, own_natural(problem, held))
+
+
+def _products(problem: Problem, first: Array, second: Array) -> Array:
+    """Products of the columns of two designs, (n, q q'), made once for all windows."""
+    rows = problem.rows
+    if first is second:
+        return problem.products if first is rows.design else problem.gate_products if first is rows.gate else first
+    return rows.made(
+        lambda run: (first[run, :, None] * second[run, None, :]).reshape(-1, first.shape[1] * second.shape[1])
+    )
 
 
 def local_start(local: Local, coef: Array) -> Array:
@@ -349,9 +366,9 @@ def full_information(local: Local, block: Block, natural: Array, kernel: Array) 
     d, n_slots = local.free.shape
     out = np.zeros((block.last - block.first, d, n_slots, d, n_slots))
     # By pairs of parts: each has one design, so moments of natural information times products of columns suffice.
-    for a, b in product(local.parts, repeat=2):
+    for (i, j), products in local.products.items():
+        a, b = local.parts[i], local.parts[j]
         values = natural[a.where, b.where] * kernel
-        products = (a.design[:, :, None] * b.design[:, None, :]).reshape(len(a.design), -1)
         # Only the sum of the powers of t matters: 2D - 1 moments fill all D^2 blocks.
         moments = local_moments(block, values.reshape(-1, values.shape[-1]), products, 2 * d - 1)
         shape = (len(out), 2 * d - 1, *values.shape[:2], a.design.shape[1], b.design.shape[1])
@@ -359,6 +376,8 @@ def full_information(local: Local, block: Block, natural: Array, kernel: Array) 
         moments = moments.reshape(len(out), 2 * d - 1, a.slots.size, b.slots.size)
         for s, r in product(range(d), repeat=2):
             out[:, s, a.slots.ravel()[:, None], r, b.slots.ravel()] = moments[:, s + r]
+            if i != j:  # the information is symmetric
+                out[:, s, b.slots.ravel()[:, None], r, a.slots.ravel()] = np.swapaxes(moments[:, s + r], 1, 2)
     return out.reshape(len(out), d * n_slots, d * n_slots)
 
 
@@ -475,7 +494,8 @@ def _as_functions(slots: Slots, coefficients: BoolArray) -> BoolArray:
     return out
 
 
-def whole_block(n: int) -> Block:
-    """All rows once, at their own index values."""
-    edges, rows = np.array([0, n]), (slice(0, n),)
-    return Block(0, 1, edges[:1], edges, rows, rows, np.zeros(n), np.ones(n), np.arange(n), n)
+def whole_block(rows: slice) -> Block:
+    """Rows once, at their own index values."""
+    n = rows.stop - rows.start
+    edges, places = np.array([0, n]), np.arange(rows.start, rows.stop)
+    return Block(0, 1, edges[:1] + rows.start, edges, (slice(0, n),), (rows,), np.zeros(n), np.ones(n), places, n)

@@ -25,6 +25,7 @@ from mixmoe.varying.problem import Problem, Slots
 from mixmoe.varying.windows import Block, blocks
 
 NEWTON_ROUNDS = (6, 6, 30)  # iterations; each round goes on with the grid points that have not converged
+PROFILE_ROUNDS, PROFILE_TOLERANCE = (3, 17), 1e-2  # of profiles, whose values are off by the square of a step
 NEWTON_TOLERANCE = 1e-8
 HALVINGS = 4
 FLAT = 0.02  # curvature, relative to that with known experts, below which a direction counts as flat
@@ -159,19 +160,24 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
 
 def _carried(local: Local, coef: Array, at: NDArray[np.intp], beside: NDArray[np.intp]) -> LocalFit:
     """Maxima at some grid points, from the polynomials fitted beside them."""
-    grid, n_powers = local.windows.grid, local.free.shape[0]
-    shift = (grid[at] - grid[beside]) / local.windows.bandwidth
-    start = np.zeros_like(coef[at])
-    for power in range(n_powers):  # coefficient of t^power in sum_s c_s (t + shift)^s
-        for s in range(power, n_powers):
-            start[:, power] += math.comb(s, power) * shift[:, None] ** (s - power) * coef[beside, s]
-    # What is held at zero slope must not get one from the shift of the origin.
-    start = np.where(local.free | (np.arange(n_powers) == 0)[:, None], start, 0.0)
-    some, done = at_points(local, at), np.zeros(len(at), dtype=bool)
+    grid = local.windows.grid
+    start, done = carried(local, coef[beside], grid[at] - grid[beside]), np.zeros(len(at), dtype=bool)
+    some = at_points(local, at)
     for block in blocks(some.windows):
         here = slice(block.first, block.last)
         start[here], done[here] = _newton(some, block, start[here], NEWTON_ROUNDS[-1])
     return LocalFit(start, done & np.isfinite(start).all(axis=(1, 2)))
+
+
+def carried(local: Local, coef: Array, shift: Array) -> Array:
+    """Local polynomials (g, D, L) around points that lie further on the index by `shift`, (g,)."""
+    n_powers, moved = local.free.shape[0], np.zeros_like(coef)
+    t = shift[:, None] / local.windows.bandwidth
+    for power in range(n_powers):  # coefficient of t^power in sum_s c_s (t + shift)^s
+        for s in range(power, n_powers):
+            moved[:, power] += math.comb(s, power) * t ** (s - power) * coef[:, s]
+    # What is held at zero slope must not get one from the shift of the origin.
+    return np.where(local.free | (np.arange(n_powers) == 0)[:, None], moved, 0.0)
 
 
 def local_maxima(problem: Problem, coef: Array) -> LocalMaxima:
@@ -244,7 +250,7 @@ def at_points(local: Local, points: NDArray[np.intp]) -> Local:
     return replace(local, windows=local.windows.with_grid(local.windows.grid[points]))
 
 
-def profiled(local: Local, slot: int, start: Array, n_iter: int) -> tuple[Array, Array]:
+def profiled(local: Local, slot: int, start: Array) -> tuple[Array, Array]:
     """Local likelihoods with the level of one function held as it is and the rest maximised.
 
     Parameters
@@ -253,8 +259,6 @@ def profiled(local: Local, slot: int, start: Array, n_iter: int) -> tuple[Array,
     slot : int
         Function that is held.
     start : ndarray, shape (G, D, L)
-    n_iter : int
-        Newton steps.
 
     Returns
     -------
@@ -264,16 +268,30 @@ def profiled(local: Local, slot: int, start: Array, n_iter: int) -> tuple[Array,
     """
     free = local.free.copy()
     free[:, slot] = False
-    held = replace(local, free=free)
-    coef, values = start.copy(), np.empty(len(start))
+    held, coef, todo = replace(local, free=free), start.copy(), np.arange(len(start))
+    for n_iter in PROFILE_ROUNDS:
+        some, done = at_points(held, todo), np.empty(len(todo), dtype=bool)
+        for block in blocks(some.windows):
+            at = todo[block.first : block.last]
+            coef[at], done[block.first : block.last] = _newton(some, block, coef[at], n_iter, PROFILE_TOLERANCE)
+        todo = todo[~done]
+        if not len(todo):
+            break
+    return coef, logliks_at(held, coef)
+
+
+def logliks_at(local: Local, coef: Array) -> Array:
+    """Local log-likelihoods, shape (G,), of coefficients (G, D, L)."""
+    values = np.empty(len(coef))
     for block in blocks(local.windows):
         at = slice(block.first, block.last)
-        coef[at] = _newton(held, block, coef[at], n_iter)[0]
-        values[at] = local_loglik(block, natural_terms(held, block, coef[at]))
-    return coef, values
+        values[at] = local_loglik(block, natural_terms(local, block, coef[at]))
+    return values
 
 
-def _newton(local: Local, block: Block, start: Array, n_iter: int) -> tuple[Array, BoolArray]:
+def _newton(
+    local: Local, block: Block, start: Array, n_iter: int, tolerance: float = NEWTON_TOLERANCE
+) -> tuple[Array, BoolArray]:
     coef, problem, dispersions = start.copy(), local.problem, local.problem.slots.dispersions
     scale = np.broadcast_to(problem.scale, coef.shape[1:])
     done = np.zeros(len(coef), dtype=bool)
@@ -286,7 +304,7 @@ def _newton(local: Local, block: Block, start: Array, n_iter: int) -> tuple[Arra
         down, up = (level <= problem.floor) & (move < 0.0), (level >= problem.ceiling) & (move > 0.0)
         step[:, :, dispersions] *= ~(down | up)[:, None]
         size = np.abs(step / scale).max(axis=(1, 2))
-        done = size < NEWTON_TOLERANCE
+        done = size < tolerance
         if done.all():
             break
         step *= np.minimum(1.0, 2.0 / np.maximum(size, 1e-300))[:, None, None]

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
 from mixmoe.design.beside import with_columns
-from mixmoe.design.design import build_design
+from mixmoe.design.design import Design, build_design
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.frame import units_of
 from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.loading import restored
-from mixmoe.mixture.estimate import Flag, seeded, warn_flags
+from mixmoe.mixture.estimate import EMFit, Flag, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.output.saved import SavedFit
 from mixmoe.responses.distribution import Family
@@ -220,9 +221,9 @@ class VCMoE:
             named = columns["trials"]
             raise ArgumentError(f"trials={named!r} is for family='binomial', got family={family!r}; leave it out")
         aux = {name: column for name, column in columns.items() if column is not None}
-        self.design = build_design(self.formula, data, context=context, engine=formula_engine, aux=aux)  # type: ignore[arg-type]
+        self.design = self._built(data, context, formula_engine, aux)
         self.gate_penalty = checked_gate_penalty(gate_penalty)
-        data_rows = sorted_rows(self.design, self.family, period=self.formula.period or LINE)
+        data_rows = self._sorted()
         self.data: Sorted = replace(data_rows, rows=replace(data_rows.rows, penalty=self.gate_penalty))
         checked_index_name(str(self.design.names.index))
         checked_index(self.data.rows.index, str(self.formula.vary))
@@ -260,6 +261,14 @@ class VCMoE:
             "formula_engine": formula_engine,
         }
 
+    def _built(self, data: Any, context: Mapping[str, Any] | None, engine: Any, aux: Mapping[str, str]) -> Design:
+        """The design of the data."""
+        return build_design(self.formula, data, context=context, engine=engine, aux=aux)
+
+    def _sorted(self) -> Sorted:
+        """The rows of the design in the order of the index."""
+        return sorted_rows(self.design, self.family, period=self.formula.period or LINE)
+
     def __repr__(self) -> str:
         return f"<VCMoE {self.formula.text!r}, experts={self.n_experts}, {self.design.n} rows>"
 
@@ -280,7 +289,7 @@ class VCMoE:
         problem = model.problem(width, settings["gate_bandwidth"])
         problem = problem if shape is None else with_shape(problem, float(shape))
         used = Bandwidths.from_lists(width, settings["gate_bandwidth"], searches)
-        return VCMoEResults(model.bound(problem, functions, used), saved.fit, saved.cov)
+        return model.results(model.bound(problem, functions, used), saved.fit, saved.cov)
 
     def problem(self, bandwidth: float, gate_bandwidth: float | None = None) -> Problem:
         """Windows and layout for given bandwidths; an infinite one holds its functions constant.
@@ -346,6 +355,10 @@ class VCMoE:
             used.gate_table,
             used.unforced,
         )
+
+    def results(self, fitted: FittedVCMoE, fit: EMFit, cov: ParamCov) -> VCMoEResults:
+        """An estimate of this model as results."""
+        return VCMoEResults(fitted, fit, cov)
 
     @property
     def clusters(self) -> NDArray[np.intp] | None:
@@ -466,11 +479,11 @@ class VCMoE:
         problem = self.problem(used.experts, used.gate)
         fitted = _run(self, problem, control, generator, start)
         run, model = fitted.run, self.bound(fitted.problem, fitted.run.coef, used)
-        fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng)
+        fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng, starts)
         shape = None if model.estimated_shape is None else shape_flag(model.problem)
         fit = replace(fit, flags=(*fit.flags, *_forced_flags(self, used), *([] if shape is None else [shape])))
         warn_flags(fit.flags, CATEGORIES)
-        return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
+        return self.results(model, fit, model.covariance(fit, kind, **cov_options))
 
 
 def _bandwidths(

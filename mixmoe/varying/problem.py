@@ -6,6 +6,7 @@ average row, whatever the origin, and what is drawn towards a line function by f
 does not depend on where that is.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.windows import LINE, Windows, build_windows, hermite_matrix, wrapped
 
 THETA_OVER_MEAN = 1e4  # largest theta of a negative binomial, over the mean: variance 1.0001 means
+RUN_ROWS = 100_000  # rows that are worked on together where they lie in files
 ZEROS = 9.0  # largest log odds of a certain zero, or of none: one row in eight thousand
 THETA_FLOOR = 1e-3  # smallest theta of a negative binomial: variance a thousand squared means
 
@@ -90,6 +92,8 @@ class Rows:
         Of the rows that each window holds, if the bandwidth is a span, else zero.
     penalty : GatePenalty or None
         Of the gate: a log prior that acts like further rows.
+    in_files : callable or None
+        Makes an array of a shape and type that lies in a file, where the rows do; None if they are in memory.
     """
 
     outcome: Outcome
@@ -101,6 +105,27 @@ class Rows:
     period: float = LINE
     share: float = 0.0
     penalty: GatePenalty | None = None
+    in_files: Callable[[tuple[int, ...], Any], Array] | None = None
+
+    @cached_property
+    def runs(self) -> tuple[slice, ...]:
+        """Neighbouring rows that are worked on together: all, or where rows lie in files, some after the other."""
+        step = max(self.n, 1) if self.in_files is None else RUN_ROWS
+        return tuple(slice(start, min(start + step, self.n)) for start in range(0, self.n, step))
+
+    def made(self, make: Callable[[slice], Array], axis: int = 0) -> Array:
+        """An array of all rows, of which `make` gives those of a run along `axis`, first or last; kept as rows are."""
+        if self.in_files is None:
+            return make(self.runs[0])
+        out: Array | None = None
+        for run in self.runs:
+            part = make(run)
+            if out is None:
+                shape = (self.n, *part.shape[1:]) if axis == 0 else (*part.shape[:-1], self.n)
+                out = self.in_files(shape, part.dtype)
+            out[run if axis == 0 else (..., run)] = part
+        assert out is not None
+        return out
 
     @cached_property
     def n(self) -> int:
@@ -132,8 +157,8 @@ class Rows:
         """The same rows with another response."""
         return replace(self, outcome=Outcome(y, self.outcome.trials, constant))
 
-    def take(self, rows: NDArray[np.intp]) -> "Rows":
-        """Some of the rows; `rows` ascending."""
+    def take(self, rows: slice | NDArray[np.intp]) -> "Rows":
+        """Some of the rows, in memory; `rows` ascending."""
         return Rows(
             self.outcome.take(rows),
             self.design[rows],
@@ -261,7 +286,7 @@ def build_problem(
     windows = build_windows(rows.index, grid, bandwidth, rows.period, widths, rows.share)
     same = gate_bandwidth == bandwidth
     gate_windows = windows if same else build_windows(rows.index, grid, gate_bandwidth, rows.period)
-    levels = hermite_matrix(grid, bandwidth, rows.index, rows.period)
+    levels = levels_of(rows, grid, bandwidth)
     spread = pooled_spread(rows, family)
     least = sigma_floor * spread if family.name == "gaussian" else THETA_FLOOR
     return Problem(
@@ -272,11 +297,26 @@ def build_problem(
         windows,
         gate_windows,
         levels,
-        levels if same else hermite_matrix(grid, gate_bandwidth, rows.index, rows.period),
+        levels if same else levels_of(rows, grid, gate_bandwidth),
         floor=-ZEROS if isinstance(family, ZeroInflated) else float(np.log(least)),
         ceiling=_ceiling(rows, family, spread),
         **_from_designs(rows, slots, spread),
     )
+
+
+def levels_of(rows: Rows, grid: Array, bandwidth: float) -> sparse.csr_array:
+    """Interpolation of levels and slopes from the grid to the rows, see `hermite_matrix`."""
+    if rows.in_files is None:
+        return hermite_matrix(grid, bandwidth, rows.index, rows.period)
+
+    def of(run: slice) -> sparse.csr_array:
+        return hermite_matrix(grid, bandwidth, rows.index[run], rows.period)
+
+    width = of(slice(0, 1)).nnz
+    values = rows.made(lambda run: of(run).data.reshape(-1, width))
+    columns = rows.made(lambda run: of(run).indices.reshape(-1, width).astype(np.int32))
+    starts = np.arange(0, width * rows.n + 1, width, dtype=np.int32 if width * rows.n < 2**31 else np.int64)
+    return sparse.csr_array((values.ravel(), columns.ravel(), starts), shape=(rows.n, 2 * len(grid)))
 
 
 def _ceiling(rows: Rows, family: Family, spread: float) -> float:
@@ -300,18 +340,22 @@ def with_designs(problem: Problem, design: Array, gate: Array) -> Problem:
 
 def _from_designs(rows: Rows, slots: Slots, spread: float) -> dict[str, Any]:
     """What of a problem follows from its designs: scales, transposes and products."""
+
+    def squares(design: Array) -> Array:
+        return np.sum([(design[run] ** 2).sum(axis=0) for run in rows.runs], axis=0)
+
     experts, gates = (
-        np.sqrt(np.where((size := (design**2).mean(axis=0)) > 0.0, size, 1.0)) for design in (rows.design, rows.gate)
+        np.sqrt(np.where((size := squares(design) / rows.n) > 0.0, size, 1.0)) for design in (rows.design, rows.gate)
     )
     scale = np.ones(slots.n)
     scale[slots.experts] = np.tile(spread / experts, slots.n_experts)
     scale[slots.gates] = np.tile(1.0 / gates, slots.n_experts - 1)
     return {
         "scale": scale,
-        "design_t": np.ascontiguousarray(rows.design.T),
-        "gate_t": np.ascontiguousarray(rows.gate.T),
-        "products": outer_rows(rows.design),
-        "gate_products": outer_rows(rows.gate),
+        "design_t": rows.made(lambda run: np.ascontiguousarray(rows.design[run].T), axis=-1),
+        "gate_t": rows.made(lambda run: np.ascontiguousarray(rows.gate[run].T), axis=-1),
+        "products": rows.made(lambda run: outer_rows(rows.design[run])),
+        "gate_products": rows.made(lambda run: outer_rows(rows.gate[run])),
     }
 
 
@@ -389,13 +433,22 @@ def centred(problem: Problem) -> tuple[Problem, Centring]:
     p, m = slots.n_expert_columns, slots.n_gate_columns
     experts = const[slots.experts].reshape(slots.n_experts, p)
     gates = const[slots.gates].reshape(slots.n_experts - 1, m)
-    design, expert, first = _around_means(rows.design, rows.weights, experts)
-    gate, shift, second = _around_means(rows.gate, rows.weights, gates)
+    expert, first = _means(rows.design, rows.weights, experts)
+    shift, second = _means(rows.gate, rows.weights, gates)
+    design, gate = _around(rows, rows.design, expert, first), _around(rows, rows.gate, shift, second)
     return with_designs(problem, design, gate), Centring(expert, shift, first, second)
 
 
-def _around_means(design: Array, weights: Array, const: BoolArray) -> tuple[Array, Array, int]:
-    """Centred columns, what each adds to the intercept, and the column of the intercept (-1 for none).
+def _around(rows: Rows, design: Array, shift: Array, intercept: int) -> Array:
+    """Columns less multiples of the intercept."""
+    if not shift.any():
+        return design
+    means = shift * design[0, intercept]
+    return rows.made(lambda run: design[run] - means)
+
+
+def _means(design: Array, weights: Array, const: BoolArray) -> tuple[Array, int]:
+    """What each column adds to the intercept when it is centred, and the column of the intercept (-1 for none).
 
     Parameters
     ----------
@@ -405,17 +458,17 @@ def _around_means(design: Array, weights: Array, const: BoolArray) -> tuple[Arra
     """
     still = np.flatnonzero((np.ptp(design, axis=0) == 0.0) & (design[0] != 0.0))
     if not len(still) or not len(const):
-        return design, np.zeros(design.shape[1]), -1
+        return np.zeros(design.shape[1]), -1
     intercept = int(still[0])
     means = np.average(design, axis=0, weights=weights)
     fixed = const[:, [intercept]] & ~const
     # Columns that are zero outside a group of rows, indicators and others: their origin is the reference group. A
     # coefficient that runs off in one group would take a centred intercept along.
-    groups = [column != 0.0 for column in design.T if set(np.unique(column)) == {0.0, 1.0}]
+    groups = [column != 0.0 for column in design.T if ((column == 0.0) | (column == 1.0)).all() and np.ptp(column)]
     inside = [any(not column[~group].any() for group in groups) for column in design.T]
     means[fixed.any(axis=0) | np.array(inside)] = 0.0
     means[still] = 0.0
-    return design - means, means / design[0, intercept], intercept
+    return means / design[0, intercept], intercept
 
 
 def turned_covariance(covariance: Array, turn: Array) -> Array:

@@ -38,6 +38,7 @@ Zhao, Q., Greenwood, C. M. T. and Zhang, Q. (2026). Varying-Coefficient Mixture 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -156,6 +157,7 @@ def influence(
     wanted = slice(derivative * n_slots, (derivative + 1) * n_slots)
     # Constants are common to all windows: one bordered system ties the local solutions together.
     border = _Border(local, coef, slots, added) if len(slots) else None
+    kept = local.problem.rows.in_files
     pieces: list[Array] = []
     coupling, df = np.zeros((n_grid, n_slots, len(slots))), np.full((n_grid, n_slots), np.nan)
     for block, terms in local_pieces(local, coef):
@@ -166,7 +168,7 @@ def influence(
         for g in range(block.last - block.first):
             at, rows = block.first + g, block.parts[g]
             move, unbiased = _moves(local, block, terms, g, inverse[g], score, power, nodes, clusters)
-            pieces.append(unit * move[:, wanted])
+            pieces.append(_filed(unit * move[:, wanted], kept))
             df[at] = _model_df(local.problem, natural.take(block.spans[g]), rows, nodes, unbiased[:, :, wanted])
             if border is not None:
                 drift = -inverse[g] @ full[g][:, slots]  # (D L, C): how the local solution follows the constants
@@ -180,7 +182,8 @@ def influence(
     # What is held, or unknown to the rows of a window, has no influence of rows there.
     unknown = (without_information(local, coef) | held) & ~local.problem.const
     if unknown.any():
-        pieces = [np.where(there, np.nan, piece) for there, piece in zip(unknown, pieces, strict=True)]
+        gone = zip(unknown, pieces, strict=True)
+        pieces = [_filed(np.where(there, np.nan, piece), kept) if there.any() else piece for there, piece in gone]
     return Influence(
         unit * coef[:, derivative],
         local.windows.lo,
@@ -255,7 +258,7 @@ def gate_influence(
             drift = -np.einsum("lk,kgm->lgm", inverse[g][wanted], _mixed_curvature(local, block, terms, g, between))
             lo[at], piece = _second_step(first, out, at, int(block.lo[g]), unit * move, unit * drift)
             hi[at] = lo[at] + len(piece)
-            pieces.append(piece)
+            pieces.append(_filed(piece, local.problem.rows.in_files))
             along = -inverse[g][wanted] @ full[g][:, first.slots] * (first.slots >= gates.start)
             along = unit * (along + np.einsum("lgm,gmc->lc", drift, first.coupling))
             coupling[at, gates] = np.where(local.free[0, gates, None], along, coupling[at, gates])
@@ -305,6 +308,15 @@ def _mixed_curvature(local: Local, block: Block, terms: NaturalTerms, g: int, be
     return np.moveaxis(np.asarray(summed).reshape(-1, *product.shape[1:]), 0, 1)
 
 
+def _filed(values: Array, in_files: Callable[[tuple[int, ...], Any], Array] | None) -> Array:
+    """The influence of the rows of a window, in a file where the rows lie in files."""
+    if in_files is None:
+        return values
+    out = in_files(values.shape, values.dtype)
+    out[...] = values
+    return out
+
+
 def _inverses(full: Array, free: BoolArray) -> Array:
     """Inverses of informations (g, D L, D L) on what is free, (g, D L), zero elsewhere; NaN where not definite."""
     unit, root = unit_diagonal(masked_information(full, free))
@@ -328,19 +340,31 @@ def _moves(
     clusters: IntArray | None,
 ) -> tuple[Array, Array]:
     """Influence of rows on the solution at one grid point, (w, D L), and the derivatives behind its df, (w, d, D L)."""
-    # Clusters are corrected as wholes, so their rows must not be corrected one by one as well.
-    lever = _lever(local, block, terms, g, inverse, power if clusters is None else 0.0)
-    move = np.einsum("dw,wdk->wk", score[:, block.spans[g]], lever)
+    span, rows = block.spans[g], block.parts[g]
+    if nodes:
+        lever = _lever(local, terms, span, rows, block.t[span], inverse, power)
+        move = np.einsum("dw,wdk->wk", score[:, span], lever)
+        return move, _lever(local, terms, span, rows, block.t[span], inverse, ROOT) if power == WHOLE else lever
+    none = np.empty((0, len(score), len(inverse)))
     if clusters is not None and power:
-        move = _together(local, block, terms, g, inverse, clusters[block.parts[g]], power)
-    return move, _lever(local, block, terms, g, inverse, ROOT) if nodes and power == WHOLE else lever
+        # Clusters are corrected as wholes, so their rows must not be corrected one by one as well.
+        return _together(local, block, terms, g, inverse, clusters[rows], power), none
+    move = np.empty((span.stop - span.start, len(inverse)))
+    for start in range(0, len(move), CHUNK):  # the derivatives of all rows of a wide window would be large
+        some = slice(start, min(start + CHUNK, len(move)))
+        at = slice(span.start + some.start, span.start + some.stop)
+        there = rows[some] if isinstance(rows, np.ndarray) else slice(rows.start + some.start, rows.start + some.stop)
+        lever = _lever(local, terms, at, there, block.t[at], inverse, power)
+        move[some] = np.einsum("dw,wdk->wk", score[:, at], lever)
+    return move, none
 
 
-def _lever(local: Local, block: Block, terms: NaturalTerms, g: int, inverse: Array, power: float) -> Array:
-    """Derivatives of the solution at one grid point by the scores of the rows, corrected, (w, d, D L)."""
-    span = block.spans[g]
+def _lever(
+    local: Local, terms: NaturalTerms, span: slice, rows: slice | IntArray, t: Array, inverse: Array, power: float
+) -> Array:
+    """Derivatives of the solution at one grid point by the scores of some rows, corrected, (w, d, D L)."""
     kernel = terms.kernel[span, None, None]
-    design = natural_design(local, block.parts[g], block.t[span])  # (w, d, D L)
+    design = natural_design(local, rows, t)  # (w, d, D L)
     out: Array = kernel * (design @ inverse)
     if power and np.isfinite(inverse).all():
         curvature = np.moveaxis(terms.information[:, :, span], -1, 0) * kernel
@@ -404,8 +428,7 @@ class _Border:
         problem, d = local.problem, local.free.shape[0]
         rows, n_slots = problem.rows, local.free.shape[1]
         natural = own_natural(problem, state_of(local, coef))
-        whole = whole_block(rows.n)
-        terms = assemble_terms(problem, whole, natural)
+        terms = assemble_terms(problem, whole_block(slice(0, rows.n)), natural)
         terms = replace(terms, prior=_prior_of_constants(problem, natural))
         score = terms.score if added is None else terms.added_score(added)
         design = natural_design(local, slice(None), np.zeros(rows.n))[:, :, :n_slots]  # (n, d, L)

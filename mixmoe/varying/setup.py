@@ -1,6 +1,6 @@
 """From a design to sorted rows, with the checks that only this family needs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +49,10 @@ class Sorted:
     rows : Rows
     order : ndarray of int, shape (n,)
         Row of the design behind each sorted row.
-    labels : ndarray of object, shape (n,)
-        Row labels in the order of the index, for messages.
     """
 
     rows: Rows
     order: IntArray
-    labels: NDArray[Any]
 
 
 def checked_varying_formula(formula: Any) -> MoEFormula:
@@ -84,7 +81,18 @@ def checked_varying_formula(formula: Any) -> MoEFormula:
     return parsed
 
 
-def sorted_rows(design: Design, family: Family, response: bool = True, period: float = LINE) -> Sorted:
+def _in_memory(values: Array, rows: IntArray) -> Array:
+    """Some rows of an array."""
+    return values[rows]
+
+
+def sorted_rows(
+    design: Design,
+    family: Family,
+    response: bool = True,
+    period: float = LINE,
+    taken: Callable[[Array, IntArray], Array] = _in_memory,
+) -> Sorted:
     """The rows of a design in the order of the index, of a circle once round from where its grid begins.
 
     Parameters
@@ -96,6 +104,8 @@ def sorted_rows(design: Design, family: Family, response: bool = True, period: f
         Whether the response must be there; zeros stand in for it otherwise.
     period : float
         Of an index on a circle, else `LINE`.
+    taken : callable
+        From an array and places of its rows to these rows, where they are to be kept.
 
     Returns
     -------
@@ -120,9 +130,9 @@ def sorted_rows(design: Design, family: Family, response: bool = True, period: f
     index = np.asarray(design.index, dtype=float)
     index = once_round(index, origin(index, y, period), period) if period else index
     order = np.argsort(index, kind="stable")
-    outcome = Outcome(y, trials, family.constant(y, trials)).take(order)
-    rows = Rows(outcome, design.expert[order], design.gate[order], index[order], offset[order], weights[order], period)
-    return Sorted(rows, order, np.asarray(design.rows, dtype=object)[order])
+    columns = (y, trials, family.constant(y, trials), design.expert, design.gate, index, offset, weights)
+    y, trials, constant, expert, gate, index, offset, weights = (taken(values, order) for values in columns)
+    return Sorted(Rows(Outcome(y, trials, constant), expert, gate, index, offset, weights, period), order)
 
 
 def _column(design: Design, name: str, default: float) -> Array:

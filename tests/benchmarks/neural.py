@@ -17,7 +17,8 @@ from mixmoe.neural.blocks import build_blocks
 from mixmoe.neural.estimators.linearised import fit_laplace
 from mixmoe.neural.estimators.trained import Control, Problem
 from mixmoe.neural.estimators.training import Objective, start_state, train_epoch
-from mixmoe.neural.network import build_network, initial_parameters, select_personal
+from mixmoe.neural.network import build_network, initial_parameters
+from mixmoe.neural.personal_layers import select_personal
 
 ROWS, INPUTS, HIDDEN = 50, 4, (10, 5)
 

@@ -26,7 +26,7 @@ def test_equal_to_multinomial_logit_where_memberships_are_certain(dummy):
     modal = fit.classify()["expert"].to_numpy()
     peer = sm.MNLogit(modal, sm.add_constant(data[["z", "w"]])).fit(disp=False, method="newton")
     margins = peer.get_margeff(dummy=dummy)
-    found = fit.gate_effects(dummy=dummy).sort_values(["covariate", "expert"])
+    found = fit.gate_effects(dummy=dummy).to_frame().sort_values(["covariate", "expert"])
     order = np.argsort(["z", "w"])
     np.testing.assert_allclose(found["estimate"], margins.margeff[order].ravel(), atol=2e-5)
     np.testing.assert_allclose(found["std_error"], margins.margeff_se[order].ravel(), rtol=2e-3)
@@ -36,7 +36,7 @@ def test_equal_to_multinomial_logit_where_memberships_are_certain(dummy):
 def test_equal_to_differences_of_predictions():
     fit = pbc(gate="poly(age, 2) * sex")
     frame = fit.model.design.frame
-    found = fit.gate_effects().set_index(["covariate", "expert"])["estimate"]
+    found = fit.gate_effects().to_frame().set_index(["covariate", "expert"])["estimate"]
     first = frame.groupby("id").head(1).drop(columns="id")
 
     def mean(data):
@@ -45,7 +45,7 @@ def test_equal_to_differences_of_predictions():
     step = 1e-3
     slope = (mean(first.assign(age=first["age"] + step)) - mean(first.assign(age=first["age"] - step))) / (2 * step)
     np.testing.assert_allclose(found["age"], slope, rtol=1e-4)
-    levels = fit.gate_effects("sex")["contrast"].iloc[0].split(" - ")
+    levels = fit.gate_effects("sex").to_frame()["contrast"].iloc[0].split(" - ")
     jump = mean(first.assign(sex=levels[0])) - mean(first.assign(sex=levels[1]))
     np.testing.assert_allclose(found["sex"], jump, rtol=1e-10)
     np.testing.assert_allclose(found.groupby("covariate").sum(), 0, atol=1e-12)
@@ -53,7 +53,7 @@ def test_equal_to_differences_of_predictions():
 
 def test_standard_errors_are_those_of_the_delta_method():
     fit = pbc(gate="poly(age, 2) * sex")
-    found = fit.gate_effects("age")
+    found = fit.gate_effects("age").to_frame()
     names = [name for name in fit.params.index if name.startswith("gate")]
     gradient = []
     for name in names:
@@ -67,7 +67,7 @@ def test_standard_errors_are_those_of_the_delta_method():
     V = fit.cov_params().loc[names, names].to_numpy()
     by_hand = np.sqrt(gradient @ V @ np.array(gradient))
     np.testing.assert_allclose(found["std_error"], by_hand, rtol=1e-5)
-    assert (found["std_error"] != fit.with_cov("nonrobust").gate_effects("age")["std_error"]).all()
+    assert (found["std_error"] != fit.with_cov("nonrobust").gate_effects("age").to_frame()["std_error"]).all()
 
 
 def _effect(fit, gamma):
@@ -82,7 +82,7 @@ def _effect(fit, gamma):
 def test_varying_coefficients_have_effects_at_index_values():
     data = mm.simulate.vcmoe("well_separated", n=300, rng=1).data
     fit = mm.fit("y ~ z1 | gate: const(1) + x1 | vary: u", data, experts=2, bandwidth=0.3, rng=0)
-    found = fit.gate_effects()
+    found = fit.gate_effects().to_frame()
     assert "u" in found
     for point in fit._gate_points():
         np.testing.assert_allclose(fit.params.to_numpy()[point.where], point.gamma)

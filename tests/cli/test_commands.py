@@ -46,7 +46,9 @@ def test_fit_writes_what_the_package_writes(here, capsys):
     assert capsys.readouterr().out == ""
     data = pd.read_csv("data.csv")
     fit = mm.fit(FORMULA, data, rng=0, cov_re="common", residual="common", cov_type="nonrobust")
-    written, wanted = pd.read_csv("e.csv").convert_dtypes(), fit.tidy(0.1).convert_dtypes()
+    written, wanted = (
+        frame.astype(object).where(frame.notna(), None) for frame in (pd.read_csv("e.csv"), fit.tidy(0.1))
+    )
     pd.testing.assert_frame_equal(written, wanted, check_dtype=False)
     assert (here / "t.tex").read_text() == fit.summary(0.1).as_latex()
     assert (here / "t.md").read_text() == fit.summary(0.1).as_markdown()

@@ -13,7 +13,7 @@ from statsmodels.stats.contrast import ContrastResults
 
 import mixmoe as mm
 from mixmoe.check.adequacy import Adequacy, ClassificationTable
-from mixmoe.check.influence import Influence
+from mixmoe.check.influence import GateEffects, Influence
 from mixmoe.check.number_of_experts import ExpertsTest, Stability, VLMRTest
 from mixmoe.check.profile import Profile
 from mixmoe.check.term_tests import TermTests
@@ -32,7 +32,7 @@ GAUSSIAN = "y ~ time | re: (1 | id)"
 CASES = {  # name -> family, formula, options of mm.fit
     "MEMoE": ("MEMoE", "y ~ time | gate: z1 | re: (1 | id)", {"experts": 2, "starts": 2}),
     "MEMoE, one expert": ("MEMoE", "y ~ time | re: (1 | id)", {"experts": 1}),
-    "MEMoE, counts": ("MEMoE", "n ~ time | re: (1 | id)", {"experts": 2, "family": "poisson", "starts": 2}),
+    "MEMoE, counts": ("MEMoE", "n ~ time | re: (1 | id)", {"experts": 2, "family": "zip", "starts": 2}),
     "VCMoE": ("VCMoE", "y ~ x1 | gate: z1 | vary: u", {"experts": 2, "bandwidth": 0.6, "n_grid": 8, "starts": 2}),
     "VCMoE, one expert": ("VCMoE", "y ~ x1 | vary: u", {"experts": 1, "bandwidth": 0.6, "n_grid": 8}),
     "NME, linear": ("NME", "y ~ time | re: (last | id)", {"hidden": ()}),
@@ -109,7 +109,7 @@ CALLS = {
     "f_test": (WaldTest, lambda c, p: {"hypotheses": f"{c.first} = 0"}),
     "fitted": ((SERIES, FRAME), None),
     "functions": (FRAME, None),
-    "gate_effects": (FRAME, None),
+    "gate_effects": (GateEffects, None),
     "glance": (FRAME, None),
     "influence": (Influence, None),
     "initialize": (NONE, lambda c, p: {"model": c.fit.model, "params": c.fit.params}),

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import mixmoe as mm
-from mixmoe.errors import ArgumentError
+from mixmoe.errors import ArgumentError, MixmoeWarning
 
 ENDS = ("", "_se", "_low", "_high")
 
@@ -139,7 +139,14 @@ def test_the_subject_is_known_by_her_history_or_by_the_fit(fit, data):
     np.testing.assert_allclose(fit.resid("subject"), data["y"] - fitted, atol=1e-8)
     strangers = data.assign(id=data["id"] + 1000)
     if fit.model.design.names.group is not None:
-        unknown = fit.predict(strangers, kind="subject")["mean"]
+        n = strangers["id"].nunique()
+        with pytest.warns(
+            MixmoeWarning, match=f"'subject': {n} of the {n} subjects of the new data are not in the fit"
+        ):
+            unknown = fit.predict(strangers, kind="subject")["mean"]
+        some = pd.concat([data, strangers.iloc[:1]])
+        with pytest.warns(MixmoeWarning, match=f"kind='subject': 1 of the {n + 1} subjects of the new data are not in"):
+            fit.predict(some, kind="subject")
         np.testing.assert_allclose(unknown, fit.predict(data, kind="mean")["mean"], rtol=1e-6)
 
 

@@ -363,7 +363,7 @@ def test_gate_effects(case):
         with pytest.raises(mm.errors.ArgumentError, match="at least 2 experts"):
             case.fit.gate_effects()
         return
-    frame = case.fit.gate_effects()
+    frame = case.fit.gate_effects().to_frame()
     assert list(frame["covariate"]) == ["z1"] * case.K
     assert list(frame["expert"]) == list(range(1, case.K + 1))
     assert frame["estimate"].sum() == pytest.approx(0, abs=1e-12)
@@ -382,7 +382,7 @@ def test_three_steps(method, case):
     found = case.fit.distal("o ~ expert", outcomes, method=method)
     assert list(found.to_frame()["expert"]) == list(range(1, case.K + 1))
     assert (found.to_frame()["std_error"] > 0).all()
-    assert len(found.pairwise()) == case.K * (case.K - 1) // 2
+    assert len(found.pairwise().to_frame()) == case.K * (case.K - 1) // 2
     assert isinstance(found.overall, WaldTest)
     frame = case.fit.covariates("~ o", outcomes, method=method).to_frame()
     assert list(frame.index) == [f"gate{k}.{t}" for k in range(2, case.K + 1) for t in ("Intercept", "o")]

@@ -66,7 +66,7 @@ def test_effects(fit):
         with pytest.raises(ArgumentError, match="at least 2 experts"):
             fit.gate_effects()
     else:
-        assert list(fit.gate_effects().columns[:4]) == ["covariate", "contrast", "expert", "u"]
+        assert list(fit.gate_effects().to_frame().columns[:4]) == ["covariate", "contrast", "expert", "u"]
 
 
 def test_what_needs_a_likelihood_of_one_vector_says_so(fit, data):

@@ -58,6 +58,19 @@ def test_lags_stay_within_clusters_and_sequences(engine):
     assert found == {i: 99.0 + i for i in (1, 2, 5, 7, 8, 10, 11)}
 
 
+@pytest.mark.parametrize("name", ["id", "when", "session", "day", "cluster"])
+def test_a_row_whose_place_is_missing_leaves_no_lag_known(engine, name):
+    """What lies before row 6 is row 5 or row 3, if row 5 is the one of unknown time, subject, session or cluster."""
+    frame = data().assign(when=np.arange(12.0), session=1.0, cluster=np.repeat([1.0, 2.0], 6)).astype({"id": float})
+    frame["day"] = frame["day"].astype(float)
+    frame.loc[5, name] = np.nan
+    formula = "y ~ lag(x) | vary: u" if name == "cluster" else "y ~ lag(x) | re: (1 | id)"
+    formula += " | seq: day / session" if name in ("day", "session") else ""
+    aux = {"cluster": "cluster"} if name == "cluster" else {"time": "when"} if name == "when" else {}
+    with pytest.raises(DesignError, match=f"'{name}' is missing in 1 of 12 rows, first in row 5"):
+        build_design(parse_formula(formula), frame, engine=engine, aux=aux)
+
+
 def test_lags_of_expressions(engine):
     back = column("y ~ lag(log(x) * 2, 2) | re: (1 | id)", engine)
     assert back == {i: pytest.approx(2 * np.log(98.0 + i)) for i in (2, 3, 5, 8, 9, 10, 11)}

@@ -12,7 +12,7 @@ import mixmoe as mm
 from mixmoe.design.design import build_design
 from mixmoe.design.formula import parse_formula
 from mixmoe.design.frame import exact, places_of, units_of, view
-from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.errors import ArgumentError, DesignError, MixmoeWarning
 
 LARGE = 2**53  # above which floats no longer tell whole numbers apart
 N, VISITS = 12, 3
@@ -193,7 +193,8 @@ def test_persons_of_a_network_are_not_merged():
     fitted = mm.fit("y ~ x | re: (last | id)", data.astype({"id": object}), hidden=(), rng=0, epochs=5)
     assert fitted.n_units == 10
     new = pd.DataFrame({"x": [0.0, 0.0, 0.0], "id": [LARGE + 1, LARGE + 2, float(2 * LARGE)]}, dtype=object)
-    means = fitted.predict(new.astype({"x": float}), "subject")["mean"]
+    with pytest.warns(MixmoeWarning, match="1 of the 3 subjects of the new data are not in the fit"):
+        means = fitted.predict(new.astype({"x": float}), "subject")["mean"]
     population = fitted.predict(new.astype({"x": float}), "mean")["mean"]
     assert (means == population).tolist() == [False, False, True]
     assert means[0] != means[1]

@@ -89,3 +89,21 @@ def crossed(n_persons=24, n_cultures=5, rng=3):
 
 
 crossed().to_csv(HERE / "sim_crossed.csv", index=False)
+
+
+def zeros(n_subjects=120, rng=20266):
+    """Counts with certain zeros, clumped or not; intercept and slope of the subject."""
+    rng = np.random.default_rng(rng)
+    counts = rng.integers(3, 9, n_subjects)
+    subject = np.repeat(np.arange(n_subjects), counts)
+    time, n = np.concatenate([np.arange(c) / 4.0 for c in counts]), subject.size
+    x, exposure, weight = rng.normal(size=n), rng.uniform(0.5, 2.0, n), rng.integers(1, 4, n)
+    b = rng.multivariate_normal([0.0, 0.0], [[0.4, -0.05], [-0.05, 0.2]], n_subjects)
+    mean = exposure * np.exp(0.8 + 0.4 * time + 0.3 * x + b[subject, 0] + b[subject, 1] * time)
+    certain = rng.random(n) < 0.3
+    count, clumped = rng.poisson(mean), rng.poisson(mean * rng.gamma(2.0, 0.5, n))
+    columns = {"id": subject + 1, "time": time, "x": x, "log_exposure": np.log(exposure), "weight": weight}
+    return pd.DataFrame(columns | {"count": np.where(certain, 0, count), "clumped": np.where(certain, 0, clumped)})
+
+
+zeros().round(6).to_csv(HERE / "sim_zeros.csv", index=False)

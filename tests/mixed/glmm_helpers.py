@@ -9,14 +9,18 @@ from mixmoe.mixed.likelihood.glmm import GlmmExperts, build_nodes
 from mixmoe.mixed.likelihood.modes import FamilyResponse, Rows, dispersion
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.parameters import Structure, free_to_working
+from mixmoe.mixed.zero_inflation import ZeroInflatedResponse, certain_zeros
 from mixmoe.responses.distribution import Outcome
 from mixmoe.responses.exponential import family_named
+from mixmoe.responses.zero_inflated import ZeroInflated
 
 DRAWS = {
     "gaussian": lambda rng, n: rng.normal(size=n),
     "binomial": lambda rng, n: rng.integers(0, 4, n) * 1.0,
     "poisson": lambda rng, n: rng.poisson(2, n) * 1.0,
     "negbinomial": lambda rng, n: rng.poisson(2, n) * 1.0,
+    "zipoisson": lambda rng, n: rng.poisson(2, n) * (rng.uniform(size=n) < 0.7),
+    "zinegbinomial": lambda rng, n: rng.poisson(2, n) * (rng.uniform(size=n) < 0.7),
     "gamma": lambda rng, n: rng.gamma(2.0, size=n),
     "beta": lambda rng, n: rng.beta(2.0, 2.0, size=n),
 }
@@ -39,11 +43,19 @@ def problem(name, n_subjects=30, q=2, n_quad=1, weights=False, common=True, seed
         starts,
         counts,
     )
-    extras = (dispersion("d", own=True),) if family.has_dispersion else ()
+    response = response_of(family)
     shared = np.array([False, common, False])
-    s = Structure(2, 2, shared, q, correlated, "expert", "none", extras)
+    s = Structure(2, 2, shared, q, correlated, "expert", "none", response.extras)
     W = np.column_stack([np.ones(n_subjects), rng.normal(size=n_subjects)])
-    return Problem(s, GlmmExperts(rows, FamilyResponse(family, extras), build_nodes(n_quad, q)), W)
+    return Problem(s, GlmmExperts(rows, response, build_nodes(n_quad, q)), W)
+
+
+def response_of(family):
+    """A family with all further parameters of each expert's own."""
+    if not isinstance(family, ZeroInflated):
+        return FamilyResponse(family, (dispersion("d", own=True),) if family.has_dispersion else ())
+    of_counts = (dispersion("d", own=True),) if family.base.has_dispersion else ()
+    return ZeroInflatedResponse(family, (*of_counts, certain_zeros(own=True)))
 
 
 def numeric_score(p, theta, step=1e-5):
@@ -56,7 +68,7 @@ def numeric_score(p, theta, step=1e-5):
     return out
 
 
-def brute_force(p, theta, family, n_points=60):
+def brute_force(p, theta, n_points=60):
     """Log density of each subject under each expert, (N, K), on a fixed grid of Gauss-Hermite points."""
     rows, params = p.experts.rows, free_to_working(p.structure, theta[None])
     q, K = len(rows.Z), p.structure.n_experts
@@ -65,12 +77,11 @@ def brute_force(p, theta, family, n_points=60):
     out = np.empty((rows.n_subjects, K))
     for i, k in product(range(rows.n_subjects), range(K)):
         mine = slice(rows.starts[i], rows.starts[i] + rows.counts[i])
-        delta = params.extra[0, k, :1] if params.extra.shape[-1] else np.zeros(1)
         total = 0.0
         for at in product(range(n_points), repeat=q):
             b = params.factor[0, k] @ x[list(at)]
             eta = rows.X.dense[:, mine].T @ params.beta[0, k] + rows.offset[mine] + rows.Z[:, mine].T @ b
-            density = family.log_density(rows.outcome.take(mine), eta[None], delta[:, None])[0]
+            density = p.experts.response.log_density(rows.outcome.take(mine), eta[None], params.extra[0, [k]])[0]
             total += np.prod(w[list(at)]) * np.exp(density.sum())
         out[i, k] = np.log(total)
     return out

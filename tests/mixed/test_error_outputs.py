@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import kstest, multivariate_normal, multivariate_t, norm, t
 
 import mixmoe as mm
-from mixmoe.errors import BoundaryWarning, DesignError
+from mixmoe.errors import BoundaryWarning, DesignError, MixmoeWarning
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed.prediction.dynamic import given_covariates, given_history
 from mixmoe.mixed.prediction.trajectories import disturbances
@@ -110,7 +110,8 @@ def test_neighbours_in_time_pull_the_prediction(fitted):
 def test_strangers_are_predicted_from_the_gate(kind, fitted):
     fit = fitted(kind)
     new = pd.DataFrame({"id": [999, 999], "time": [1.0, 4.0], "x": [0.0, 1.0]})
-    found = fit.predict(new, kind="subject", interval="prediction")
+    with pytest.warns(MixmoeWarning, match="1 of the 1 subjects of the new data are not in the fit"):
+        found = fit.predict(new, kind="subject", interval="prediction")
     assert found["mean"].to_numpy() == pytest.approx(
         fit.predict(new, kind="mean", interval="confidence")["mean"].to_numpy()
     )

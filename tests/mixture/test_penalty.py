@@ -265,7 +265,7 @@ def test_separation_names_covariate_and_cell_and_leaves_the_rest_alone(tmp_path)
     shares = fit.proportions()
     np.testing.assert_allclose(shares.loc["expert2", "estimate"], p @ total / total.sum(), atol=1e-6)
     np.testing.assert_allclose(shares["std_error"], error, rtol=1e-3)
-    effects = fit.gate_effects().set_index(["contrast", "expert"])
+    effects = fit.gate_effects().to_frame().set_index(["contrast", "expert"])
     for contrast, i in (("b - a", 1), ("c - a", 2)):
         right = np.sqrt(variance[[0, i]].sum())
         np.testing.assert_allclose(effects.loc[(contrast, 2), "estimate"], p[i] - p[0], atol=1e-6)
@@ -276,7 +276,9 @@ def test_separation_names_covariate_and_cell_and_leaves_the_rest_alone(tmp_path)
     fit.save(tmp_path / "fit.mixmoe")
     for other in (mm.load(tmp_path / "fit.mixmoe"), fit.relabel([2, 1])):
         np.testing.assert_allclose(sorted(other.proportions()["std_error"]), sorted(shares["std_error"]))
-        np.testing.assert_allclose(other.gate_effects()["std_error"], fit.gate_effects()["std_error"])
+        np.testing.assert_allclose(
+            other.gate_effects().to_frame()["std_error"], fit.gate_effects().to_frame()["std_error"]
+        )
 
 
 def test_separation_along_a_number_and_of_a_combination():
@@ -322,8 +324,8 @@ def test_cells_that_only_several_columns_tell_apart_are_not_named_by_one():
 def test_a_slope_that_grows_with_an_infinite_coefficient_has_no_value():
     data = table_data(np.array([[40, 10], [30, 0]])).assign(b=lambda d: (d["cell"] == "b") * 1.0)
     fit, _ = separated(data, formula="y ~ 1 | gate: b")
-    assert fit.gate_effects()[["estimate", "std_error"]].isna().all(axis=None)
-    difference = fit.gate_effects(dummy=True)
+    assert fit.gate_effects().to_frame()[["estimate", "std_error"]].isna().all(axis=None)
+    difference = fit.gate_effects(dummy=True).to_frame()
     np.testing.assert_allclose(difference["estimate"].abs(), 0.2, atol=1e-6)
     np.testing.assert_allclose(difference["std_error"], np.sqrt(0.2 * 0.8 / 50) * leave_one_out(50), rtol=1e-3)
 
@@ -375,7 +377,7 @@ def test_resamples_say_nothing_of_infinite_coefficients_and_something_of_the_res
     assert np.isnan(again.bse["gate2.cell[T.b]"])
     by_bootstrap, right = again.proportions()["std_error"], fit.proportions()["std_error"]
     np.testing.assert_allclose(by_bootstrap, right, rtol=0.25)  # Monte Carlo error 6 %
-    effect, table = again.gate_effects()["std_error"], fit.gate_effects()["std_error"]
+    effect, table = again.gate_effects().to_frame()["std_error"], fit.gate_effects().to_frame()["std_error"]
     np.testing.assert_allclose(effect, table, rtol=0.25)
 
 

@@ -18,15 +18,15 @@ from mixmoe.neural.crf import (  # noqa: E402
     centred,
     decode,
     effect_information,
-    forward_scores,
     interior,
     log_partition,
     marginals,
     sequence_loss,
 )
 from mixmoe.neural.estimators.trained import Problem, block_loss, responses_in  # noqa: E402
-from mixmoe.neural.network import build_network, select_personal  # noqa: E402
+from mixmoe.neural.network import build_network, chain_shapes  # noqa: E402
 from mixmoe.neural.person_predictions import Uncertainty  # noqa: E402
+from mixmoe.neural.personal_layers import select_personal  # noqa: E402
 from mixmoe.neural.transitions import (  # noqa: E402
     common_ranks,
     hsic_test,
@@ -72,12 +72,19 @@ def test_everything_equals_brute_force(lengths, personal):
         np.testing.assert_array_equal(path[i, :n], paths[scores.argmax()])
 
 
-def test_last_forward_scores_give_the_last_state():
-    emissions, table, _, mask = batch((3, 5))
-    last = torch.softmax(forward_scores(emissions, table, mask), -1)
-    marginal = marginals(emissions, table, mask)
-    np.testing.assert_allclose(last[0], marginal[0, 2], atol=1e-12)
-    np.testing.assert_allclose(last[1], marginal[1, 4], atol=1e-12)
+def test_scores_of_any_size_have_a_likelihood():
+    emissions, table, states, mask = batch((5, 3))
+    far = 1e5 * emissions
+    assert torch.isfinite(sequence_loss(far, table, states, mask)).all()
+    shifted = sequence_loss(emissions + 1e4, table - 1e3, states, mask)
+    np.testing.assert_allclose(shifted, sequence_loss(emissions, table, states, mask), atol=1e-9)
+
+
+def test_the_partition_function_is_twice_differentiable():
+    emissions, table, _, mask = batch((4, 2))
+    leaves = emissions.clone().requires_grad_(True), table.clone().requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda e, m: log_partition(e, m, mask), leaves)
+    assert torch.autograd.gradgradcheck(lambda e, m: log_partition(e, m, mask), leaves)
 
 
 def test_padding_changes_nothing():
@@ -109,9 +116,9 @@ def test_held_out_states_are_scored_given_those_before_them():
     emissions, table, states, mask = batch((5, 3), personal=False)
     known = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     rows = Blocks(
-        (Block(torch.arange(2), emissions, states, mask, None, torch.zeros(2, 5, 0), known),), int(mask.sum())
+        (Block(torch.arange(2), emissions, states, mask, None, torch.zeros(2, 5, 0), known, mask),), int(mask.sum())
     )
-    network = build_network(STATES, STATES, (), n_states=STATES)
+    network = build_network(STATES, STATES, (), behind=chain_shapes(STATES, 0))
     problem = Problem("crf", network, select_personal(network, []), rows, rows, 2)
     theta = torch.cat([torch.eye(STATES).double().reshape(-1), torch.zeros(STATES).double(), table.reshape(-1)])
     found = block_loss(problem, rows.blocks[0], theta, None, 1.0)

@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, MixmoeWarning
 
 pytest.importorskip("torch")
+
+from mixmoe.neural.components import spread_estimates
 
 STATES = "ABC"
 FORMULA = "state ~ x | re: ({} | id) | seq: day"
@@ -122,8 +125,16 @@ def test_probabilities_scores_and_paths_leave_the_move_out(never, personal, tmp_
 def test_personal_effects_are_on_the_moves_that_there_are(personal):
     free = np.array([True] * 6 + [False] + [True] * 2)
     assert (personal.trained.s[~free] <= 1e-6).all()
-    expected = np.sqrt(personal.trained.s[free].mean())
-    assert personal.params["sd(transitions|id)"] == pytest.approx(expected, rel=1e-6)
+    spread = personal.params.filter(like="sd(transition(")
+    np.testing.assert_allclose(spread, np.sqrt(personal.trained.s[free]), rtol=1e-6)
+    assert "sd(transition(C,A)|id)" not in spread.index
+    # A move whose variance is zero has no standard error, and the others have theirs.
+    s = np.where(np.arange(9) == 3, 0.0, 0.4)
+    fit, logs = replace(personal.trained, s=s), np.diag(np.full(9, 0.04))
+    found = spread_estimates(personal.problem, fit, personal.model.scaling, True, logs)
+    errors = np.sqrt(np.diag(found.covariance))
+    assert np.flatnonzero(np.isnan(errors)).tolist() == [3]
+    np.testing.assert_allclose(errors[0], np.sqrt(0.4) * 0.2 / 2.0)  # by the delta method
     assert personal.df_model == 7 + 4 + 8
 
 

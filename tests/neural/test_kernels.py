@@ -15,25 +15,16 @@ from mixmoe.neural.estimators.mixed_model import (  # noqa: E402  # noqa: E402
     profile,
     row_columns,
 )
-from mixmoe.neural.network import (  # noqa: E402
-    ACTIVATIONS,
-    build_network,
-    forward,
-    initial_parameters,
-    jacobian,
-    select_personal,
-    view_tensors,
-)
+from mixmoe.neural.network import ACTIVATIONS, build_network, forward, initial_parameters, jacobian, view_tensors  # noqa: E402
 from mixmoe.neural.own_modules import wrap_module  # noqa: E402
-from mixmoe.neural.posterior import (  # noqa: E402  # noqa: E402
-    curvature_root,
+from mixmoe.neural.personal_layers import select_personal  # noqa: E402
+from mixmoe.neural.posterior import (  # noqa: E402
     marginal_information,
     posterior_covariance,
-    row_loss,
-    score,
     shrinkage,
     shrinkage_from_information,
 )
+from mixmoe.neural.response_law import curvature_root, row_loss, score  # noqa: E402
 
 RNG = np.random.default_rng(0)
 
@@ -120,7 +111,7 @@ def test_profiled_deviance_equals_the_dense_density():
     entries = torch.tensor(start_entries(2, "full", 2)) + 0.2 * tensor(3)
     L = factor_from(entries, 2, "full", columns)
     none = torch.zeros(*mask.shape, 0, dtype=torch.int64)
-    blocks = Blocks((Block(torch.arange(len(lengths)), H, y, mask, None, none, 0.0 * mask),), sum(lengths))
+    blocks = Blocks((Block(torch.arange(len(lengths)), H, y, mask, None, none, 0.0 * mask, mask),), sum(lengths))
     plan = make_plan(blocks, [columns], [], H.shape[-1])
     H[..., -1] = 1.0
     rows = row_columns(plan, 0, H[..., :-1], y, mask)

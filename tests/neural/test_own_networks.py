@@ -11,8 +11,9 @@ from mixmoe.errors import ArgumentError, MixmoeWarning, SavedFileError
 
 torch = pytest.importorskip("torch")
 
-from mixmoe.neural.network import jacobian, select_personal, view_tensors  # noqa: E402
+from mixmoe.neural.network import chain_shapes, jacobian, view_tensors  # noqa: E402
 from mixmoe.neural.own_modules import wrap_module  # noqa: E402
+from mixmoe.neural.personal_layers import select_personal  # noqa: E402
 
 nn = torch.nn
 
@@ -140,7 +141,7 @@ def test_rows_are_tried_at_values_that_the_data_have():
 
 @pytest.mark.parametrize("words", [["transitions"], ["last", "transitions"], ["bias"]])
 def test_the_jacobian_of_a_module_has_a_column_per_personal_parameter(words):
-    wrapped = wrap_module(mlp(3).double(), 2, 3, n_states=3)
+    wrapped = wrap_module(mlp(3).double(), 2, 3, chain_shapes(3, 0))
     personal = select_personal(wrapped, words)
     theta = torch.zeros(wrapped.n_parameters, dtype=torch.float64)
     x = torch.ones(2, 5, 2, dtype=torch.float64)

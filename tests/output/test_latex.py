@@ -89,6 +89,18 @@ def test_nothing_stands_out_of_the_text(tmp_path, n_columns):
     assert [float(pt) for pt in re.findall(r"Overfull \\hbox \(([\d.]+)pt", run.stdout) if float(pt) > 1.0] == []
 
 
+def test_a_label_is_broken_only_where_the_line_has_no_room():
+    heads = ("Estimate", "Std. Err.", "z", "P>|z|", "[0.025", "0.975]")
+    row = (-0.1153, 0.1122, -1.019, 0.3082, -0.3261, 0.1066)
+    random = Table(
+        "random", "", heads, ("expert 1: corr(Intercept,years)",), (row,), ("num", "num", ".3f", "p", "num", "num")
+    )
+    assert r"expert 1: corr(Intercept,years) &" in latex([random])
+    wider = latex([Table("a", "", ("Std. Err. of it",) * 8, ("x" * 20,), ((-1.5,) * 8,), ("num",) * 8)])
+    assert r"\raggedleft Std. Err.\newline of it\strut}" in wider  # headings before labels
+    assert "x" * 20 in wider
+
+
 @needs_pdflatex
 def test_long_tables_continue_on_the_next_page(tmp_path):
     source = latex([table([f"x_{i}" for i in range(95)])], "Long", "tab:long", ["last"], standalone=True)
@@ -130,7 +142,10 @@ def test_panels_share_a_tabular_and_others_do_not():
     one, two = table(["a"], "one", "First"), table(["b"], "two", "Second")
     other = table(["c"], "three", "Third", ("Value", "Share"))
     source = latex([one, two, other])
-    assert source.count(r"\begin{tabular}") == 2
+    widths = re.findall(r"\\begin\{tabular\*\}\{([\d.]+)pt\}", source)
+    assert len(widths) == 2
+    assert len(set(widths)) == 1  # they stand below each other, so they are of one width
+    assert r"\begin{tabular}" in latex([one, two])
     assert source.count(r"\begin{table}") == 1
     assert source.count(r"\addlinespace") == 1
     assert r"\caption" not in source
@@ -143,7 +158,7 @@ def test_numbers_have_a_true_minus():
 
 def test_environments_are_balanced():
     source = latex([table()], "c", "l", ["n"], standalone=True)
-    begun, ended = (re.findall(rf"\\{word}{{(\w+)}}", source) for word in ("begin", "end"))
+    begun, ended = (re.findall(rf"\\{word}{{(\w+\*?)}}", source) for word in ("begin", "end"))
     assert sorted(begun) == sorted(ended)
 
 

@@ -122,7 +122,7 @@ def test_classification_and_three_step(named, data):
     assert "\nstable " in str(named.adequacy())
     means = named.distal("y ~ expert", outcomes)
     assert "declining - stable" in str(means)
-    assert list(means.pairwise()["contrast"]) == ["2 - 1"]
+    assert list(means.pairwise().to_frame()["contrast"]) == ["2 - 1"]
     chances = named.distal("event ~ expert", outcomes)
     assert "stable: event = True" in str(chances)
     predictors = named.covariates("~ event", outcomes)

@@ -87,6 +87,22 @@ def test_many_units_are_thinned_with_their_shares():
     assert not draw([curve(expert=1)], observed(20, 2)).axes[0].texts
 
 
+def test_a_figure_says_that_courses_on_grades_were_moved():
+    graded = replace(curve(), levels=((0.0, "none"), (1.0, "much")))
+    few, many = (draw([graded], observed(n)).axes[0].texts[0].get_text() for n in (20, 2000))
+    assert few == "courses: each a little up or down"
+    assert many.startswith("150 of ")
+    assert many.endswith(" courses shown, each a little up or down")
+
+
+def test_panels_that_are_to_be_compared_share_the_vertical_axis():
+    panels = [replace(curve("a"), compared=True), replace(curve("b"), y=100 * GRID, compared=True)]
+    low, high = (axes.get_ylim() for axes in draw(panels).axes)
+    assert low == high
+    own = [replace(one, compared=False) for one in panels]
+    assert len({axes.get_ylim() for axes in draw(own).axes}) == 2
+
+
 def test_positive_functions_have_a_log_axis_that_bands_do_not_set():
     positive = replace(curve(bands=True), y=GRID + 1, log=True)
     bands = {"lower": positive.y / 2, "upper": positive.y * 2, "band_lower": positive.y / 3}

@@ -125,6 +125,11 @@ def test_a_table_has_the_decimals_of_its_least_error(errors, shown):
     assert [format_cell(v, number_format(errors)) for v in (-5.159614, 1.3466, 421.354054)] == shown
 
 
+def test_small_numbers_beside_larger_errors_have_the_decimals_of_their_column():
+    assert [format_cell(v, number_format([0.0112, 0.004])) for v in (0.0009522, 0.0112)] == ["0.0010", "0.0112"]
+    assert format_cell(0.0009522, number_format([0.0002])) == "0.0009522"  # an error that small needs the digits
+
+
 def test_large_numbers_with_few_decimals_have_no_exponent():
     assert format_cell(1234567.0, "num0") == "1234567"
     assert format_cell(123456.7, "num") == "1.235e+05"
@@ -168,8 +173,8 @@ def test_text_keeps_to_eighty_columns_and_loses_nothing(label, n_columns):
     shown = text([header, wide, words], "Title", [f"note on {label}"])
     lines = shown.splitlines()
     assert max(sum(2 if c > "\u2e80" else 1 for c in line) for line in lines) <= 80
-    assert all(column in shown for column in columns)
-    assert shown.count("-1.5000") == 2 * n_columns
+    assert all(len(re.findall(rf"\b{word}\b", shown)) >= n_columns for word in ("model", "number"))
+    assert len(re.findall(r"-1\.50(?:00)?\b", shown)) == 2 * n_columns
     assert "many words " in shown
     assert "".join(f"note on {label}".split()) in "".join(shown.split())
 
@@ -180,9 +185,72 @@ def test_a_long_label_is_broken_not_cut():
 
 
 def test_numbers_that_do_not_fit_beside_one_another_stand_below():
-    wide = Table("a", "T", tuple(f"model number {i}" for i in range(9)), ("x",), ((1.0,) * 9,), ("num",) * 9)
+    wide = Table("a", "T", tuple(f"model number {i}" for i in range(16)), ("x",), ((1.0,) * 16,), ("num",) * 16)
+    lines = text([wide]).splitlines()
+    assert sum("T (continued)" in line for line in lines) == 1
+    assert [line.count("1.0000") for line in lines if line.startswith("x ")] == [8, 8]  # cut in the middle
+
+
+@pytest.mark.parametrize(("n", "each"), [(9, [3, 3, 3]), (13, [4, 3, 3, 3]), (5, [5]), (11, [4, 4, 3])])
+def test_tables_are_cut_evenly(n, each):
+    wide = Table("a", "T", tuple(map(str, range(n))), ("x" * 20,), ((-1234.5678,) * n,), ("num",) * n)
+    narrow = Table("b", "S", wide.columns, ("y",), ((0.5,) * n,), ("num",) * n)
+    shown = text([wide, narrow]).splitlines()
+    rows = [line.split()[1:] for line in shown if line.startswith("x" * 12)]
+    assert sorted(map(len, rows), reverse=True) == each
+    assert [len(line.split()[1:]) for line in shown if line.startswith("y ")] == list(map(len, rows))
+    assert not any(cell.startswith("[") for row in rows for cell in row)
+
+
+def _records(name):
+    """Tables as the records of a fit have them, too wide for a line as they are."""
+    limits = ("[0.025", "0.975]")
+    if name == "pooled":
+        heads = ("Estimate", "Std. Err.", "t", "df", "P>|t|", *limits)
+        row = (-0.1739, 0.0698, -12.494, 6.28e5, 0.0131, -0.3107, -0.0372)
+        return Table(
+            "a",
+            name,
+            heads,
+            ("expert 1: corr(Intercept,year)",),
+            (row,),
+            ("num", "num", ".3f", "df", "p") + ("num",) * 2,
+        )
+    if name == "pairwise":
+        heads = ("Difference", "Std. Err.", *limits, "chi2", "df", "p")
+        row = (-0.5445, 0.0545, -0.6513, -0.4377, 99.832, 1.0, 1e-9)
+        return Table("a", name, heads, ("2 - 1: died = True",), (row,), ("num",) * 4 + (".3f", ".0f", "p"))
+    if name == "adequacy":
+        heads = ("Proportion", "Modal n", "Modal share", "Mismatch", "AvePP", "Odds correct", "Doubt")
+        row = (0.5524, 170, 0.545, -0.007, 0.94, 12.345, 0.182)
+        return Table("a", name, heads, ("expert 1",), (row,), (".3f", "num", ".3f", ".3f", ".3f", ".4g", ".3f"))
+    heads = ("Estimate", "Std. Err.", "t", "df", "P>|t|", *limits)
+    row = (-112.1739, 11.0698, -12.494, 12.3, 0.013, -134.3107, -101.0372)
+    return Table("a", name, heads, ("Intercept_of_all",), (row,), ("num", "num", ".3f", "df", "p", "num", "num"))
+
+
+@pytest.mark.parametrize("name", ["pooled", "pairwise", "adequacy", "large numbers"])
+def test_a_table_is_not_cut_for_one_column(name):
+    record = _records(name)
+    lines = text([record]).splitlines()
+    assert "(continued)" not in "".join(lines)
+    assert max(map(len, lines)) == 78
+    assert all(word in " ".join(lines) for head in record.columns for word in head.split())
+    assert not any(line.endswith(" ") for line in lines)
+    # Headings stand on their columns.
+    last_of_head = lines[lines.index("-" * 78, 3) - 1].split()
+    assert {head for head in record.columns if " " not in head} <= set(last_of_head)
+
+
+def test_numbers_lose_decimals_before_a_table_is_cut_but_keep_two_digits():
+    heads = tuple(f"{i}" for i in range(8))
+    wide = Table("a", "T", heads, ("x" * 20,), ((-123.4567,) * 8,), ("num",) * 8)
     shown = text([wide])
-    assert shown.count("T (continued)") == shown.count("\nx ") - 1 > 0
+    assert shown.count("-123.46") == 8  # eight columns of nine places, gaps of one, beside labels of twelve: 92
+    assert "(continued)" not in shown
+    small = Table("a", "T", heads, ("x" * 20, "y"), ((-1234.5678,) * 8, (0.0123,) * 8), ("num",) * 8)
+    assert text([small]).count("-1234.5678") == 8
+    assert "(continued)" in text([small])
 
 
 def test_notes_are_wrapped_and_numbered():

@@ -26,7 +26,6 @@ from mixmoe.report.checklists import grolts, metric_of_time, smart_lca
 from mixmoe.report.described import (
     attrition_table,
     distinct_ends,
-    effects_table,
     elsewhere,
     end_points_table,
     profile_table,
@@ -273,9 +272,11 @@ def test_code_repeats_the_fit(plain, tmp_path, monkeypatch):
 
 def test_seed_is_kept_in_files(plain, tmp_path):
     plain.save(tmp_path / "fit.mixmoe")
-    assert mm.load(tmp_path / "fit.mixmoe").em.starts.seed == 5
-    unseeded = mm.fit("y ~ time | re: (1 | id)", plain.model.design.frame, experts=1)
-    assert unseeded.em.starts.seed is None
+    loaded = mm.load(tmp_path / "fit.mixmoe").em.starts
+    assert (loaded.seed, loaded.asked) == (5, plain.em.starts.asked)
+    unseeded = mm.fit("y ~ time | re: (1 | id)", plain.model.design.frame, experts=1, starts=3)
+    assert (unseeded.em.starts.seed, unseeded.em.starts.asked) == (None, 3)
+    assert "    starts=3," in code(gather(unseeded, 0.05, None, None, None, True))
     assert "The seed was not kept" in text_of(written(unseeded, tmp_path, figures=False))
 
 
@@ -387,11 +388,11 @@ def test_where_the_other_starts_ended_is_said(plain):
 
 def test_effects_of_the_gate_have_a_table(plain, tmp_path):
     effects = plain.gate_effects()
-    table = effects_table(effects, 0.05)
+    (table,) = effects.tables()
     assert table.index == ("z1: expert 1", "z1: expert 2")
-    np.testing.assert_allclose([row[0] for row in table.cells], effects["estimate"])
+    np.testing.assert_allclose([row[0] for row in table.cells], effects.to_frame()["estimate"])
     assert "Average marginal effects" in text_of(written(plain, tmp_path))
-    varying = effects_table(vcmoe().gate_effects(), 0.1)
+    (varying,) = vcmoe().gate_effects(alpha=0.1).tables()
     assert varying.index[1].startswith("x1, u = 0.")
     assert varying.columns[-2:] == ("[0.05", "0.95]")
 

@@ -39,7 +39,7 @@ def replicate(design, seed):
             y = np.array(design.means)[k] + errors(skewness, len(k), rng)
             known = y[k == 1].mean() - y[k == 0].mean()
             naive, ml = (fit.distal("y ~ expert", outcomes.assign(y=y), method=method) for method in ("naive", "ml"))
-            off = [each.pairwise()["estimate"].iloc[0] - known for each in (naive, ml)]
+            off = [each.pairwise().to_frame()["estimate"].iloc[0] - known for each in (naive, ml)]
             found.append([float(ml.skewness.doubtful), *off])
     return found
 

@@ -129,7 +129,7 @@ def estimates(fit, outcomes, method, kinds):
     for name, kind in kinds.items():
         right = "expert + age" if name == "adjusted" else "expert"
         found = fit.distal(f"{name} ~ {right}", outcomes, method=method)
-        pairs = found.pairwise().set_index("contrast")
+        pairs = found.pairwise().to_frame().set_index("contrast")
         for j in range(2, K + 1):
             row = pairs.loc[f"{j} - 1"]
             out[f"{name}: {kind} {j} - 1"] = (row["estimate"], row["std_error"])

@@ -212,7 +212,7 @@ def test_categories(method):
     np.testing.assert_allclose(frame.groupby("expert")["estimate"].sum(), 1)
     assert ((frame["conf_low"] > 0) & (frame["conf_high"] < 1)).all()
     assert found.overall.df == 4
-    pairs = found.pairwise()
+    pairs = found.pairwise().to_frame()
     assert list(pairs["contrast"].unique()) == ["2 - 1", "3 - 1", "3 - 2"]
     joint = pairs["level"] == "any level"
     assert joint.sum() == 3
@@ -298,6 +298,12 @@ def test_records_print_and_count(case):
         assert piece in text
     by_index = fit.distal("o ~ expert", part.set_index("id"))
     np.testing.assert_allclose(by_index.margins.values, found.margins.values)
+    assert "\n" + "Means by expert".center(78).rstrip() in text
+    adjusted = fit.distal("o ~ expert + z", out)
+    assert adjusted.adjusted
+    assert not any(fit.distal(formula, out).adjusted for formula in ("o ~ expert", "o ~ 0 + C(expert)"))
+    assert adjusted.tables()[0].title == "Adjusted means by expert"
+    assert "averaged over the other predictors of all units used" in str(adjusted)
     both = fit.distal("expert ~ z", out), fit.covariates("~ z", out, method="bch")
     assert isinstance(both[0], Predictors)
     np.testing.assert_allclose(both[0].coefficients.values, both[1].coefficients.values)
@@ -315,7 +321,7 @@ def test_rows_as_units():
     fit = mm.fit("y ~ x", data, experts=2, rng=0)
     found = fit.distal("o ~ expert", data[["o"]])
     assert found.n_used == 300
-    assert abs(found.pairwise()["estimate"].iloc[0]) == pytest.approx(1, abs=0.4)
+    assert abs(found.pairwise().to_frame()["estimate"].iloc[0]) == pytest.approx(1, abs=0.4)
 
 
 def test_a_category_that_never_occurs_is_said():
@@ -337,7 +343,7 @@ def test_a_category_that_never_occurs_is_said():
         assert frame.loc[1:].notna().all(axis=None)
         assert np.isnan(found.coefficients.std_errors).all()  # those of the others are against expert 1
         assert isinstance(found.overall, InvalidTest)
-        assert found.pairwise()["std_error"].notna().tolist() == [False, False, True]
+        assert found.pairwise().to_frame()["std_error"].notna().tolist() == [False, False, True]
     modal = fit.classify()["expert"].to_numpy()
     share = out["b"].to_numpy()[modal == 2].mean()  # naive: of those assigned, as if there were no other experts
     assert frame.loc[1, "estimate"] == pytest.approx(share, rel=1e-6)
@@ -407,6 +413,10 @@ def test_refusals(case):
         fit.distal("o ~ expert", out.set_axis(out.index.map(str)) if "id" not in out else out.astype({"id": str}))
     with pytest.raises(ArgumentError, match="none of the 3 rows of outcomes belongs to the fit"):
         fit.distal("o ~ expert", out.head(3).assign(id=["a", "b", "c"]))
+    with pytest.raises(ArgumentError, match=r"no column 'id'.* those of 'ID' are; rename it: .*'ID': 'id'"):
+        fit.distal("o ~ expert", out.rename(columns={"id": "ID"}).sample(frac=1, random_state=0, ignore_index=True))
+    with pytest.raises(ArgumentError, match=r"no column 'id'.* name the subjects as in the fit, e.g. "):
+        fit.distal("o ~ expert", out[["o"]].set_axis([f"P{i}" for i in range(len(out))]))
     with pytest.raises(ArgumentError, match="has a column 'expert'"):
         fit.distal("o ~ expert", out.assign(expert=1))
     with pytest.raises(ArgumentError, match=r"have no column 'id', and a dict has no index"):

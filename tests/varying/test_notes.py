@@ -98,7 +98,7 @@ def test_an_infinite_function_is_marked(steep):
 
 
 def test_averages_keep_their_standard_errors(steep, plain):
-    assert np.isfinite(steep.gate_effects()["std_error"]).all()
+    assert np.isfinite(steep.gate_effects().to_frame()["std_error"]).all()
     assert plain.cov.bounded is None
 
 

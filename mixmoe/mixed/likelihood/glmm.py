@@ -21,15 +21,19 @@ from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts, GaussianRowExperts
 from mixmoe.mixed.likelihood.modes import (
+    LEAST_CURVATURE,
     Modes,
     Predictor,
     Response,
     Rows,
     Terms,
     WarmStarts,
+    curvature,
     extra_starts,
     find_modes,
     log_joint,
+    spectra,
+    too_flat,
 )
 from mixmoe.mixed.likelihood.patterns import independent_experts
 from mixmoe.mixed.likelihood.protocol import (
@@ -42,12 +46,13 @@ from mixmoe.mixed.likelihood.protocol import (
 )
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.mixture.gate import posterior_probabilities
-from mixmoe.numerics.linalg import inverse_from_cholesky, logsumexp, solve_lower, solve_upper
+from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, logsumexp, solve_lower, solve_upper
 
 MOST_NODES = 50  # per random effect
 _POSTERIOR_NODES = {1: 25, 2: 15, 3: 9, 4: 5, 5: 3}  # per random effect, by their number, for what is said of a subject
 _COMPARED = {1: 9, 2: 5}  # per random effect, by their number: what a Laplace fit is compared with
 _BLOCK_ROWS = 10_000
+_SAME_EIGENVALUE = 1e-9
 _FIRST_SIZE = 0.6  # standard deviation of the random effects from which the one-expert fit starts
 _FIRST_PASSES = 8
 _LEAST_WEIGHT = 1e-3  # of the mean weight: rows fitted nearly exactly count as this much in the search for starts
@@ -262,6 +267,25 @@ def _curvature_adjoint(L: Array, turn: Array) -> Array:
     return 0.5 * (whole + np.swapaxes(whole, 1, 2))
 
 
+def _through_bound(H: Array, in_bounded: Array) -> Array:
+    """Derivatives in curvatures, shape (E, q, q, N), from those in `bounded` ones.
+
+    Of a function f of the eigenvalues: divided differences of f between them (Daleckii and Krein 1965).
+    """
+    where = too_flat(H)
+    if not where.any():
+        return in_bounded
+    found, out = spectra(H, where), in_bounded.copy()
+    f, gap = np.maximum(found.values, LEAST_CURVATURE), found.values[:, :, None] - found.values[:, None]
+    slope = (found.values > LEAST_CURVATURE).astype(float)
+    equal = np.abs(gap) < _SAME_EIGENVALUE
+    rise = np.where(equal, slope[:, :, None], (f[:, :, None] - f[:, None]) / np.where(equal, 1.0, gap))
+    V, G = found.vectors, np.moveaxis(in_bounded, -1, 1)[where]
+    inside = np.swapaxes(V, 1, 2) @ G @ V
+    np.moveaxis(out, -1, 1)[where] = V @ (rise * inside) @ np.swapaxes(V, 1, 2)
+    return out
+
+
 def adjoint(d: GlmmDensities) -> Adjoint:
     """Derivatives of the log densities of each subject under each expert.
 
@@ -275,13 +299,20 @@ def adjoint(d: GlmmDensities) -> Adjoint:
     if not len(rows.Z):
         return Adjoint(nodes.slope, nodes.factor, nodes.extra)
     # 2. How the density moves with H. H depends on T directly and on the weights of the rows.
-    in_H = _curvature_adjoint(modes.L, nodes.turn)
+    in_H, L = _curvature_adjoint(modes.L, nodes.turn), modes.L
+    if (modes.weight < 0.0).any():
+        H = curvature(modes.gram, T)
+        in_H = _through_bound(H, in_H)
+        # The mode moves with the curvature as it is.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            exact = cholesky(H)
+        L = np.where(np.isfinite(exact).all(axis=(1, 2), keepdims=True), exact, L)
     leverage = _leverage(rows, T, in_H)
     # 3. Weights change with the predictor by the third derivative of the log density.
     through = -leverage * rows.weighted(terms.third)
     in_mode = np.swapaxes(T, 1, 2) @ rows.into_random(through) + nodes.pull
     # The mode solves g(u) = 0, so du = H^-1 dg (implicit function): one solve carries all of its part back.
-    v = solve_upper(modes.L, solve_lower(modes.L, in_mode))
+    v = solve_upper(L, solve_lower(L, in_mode))
     shift = rows.random_predictor(T @ v)
     moved = through - modes.weight * shift
     E = v.shape[0]

@@ -15,7 +15,7 @@ from mixmoe._typing import Array, IntArray
 from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixture.estimate import Block, Parameter
 from mixmoe.numerics.linalg import cholesky, solve_lower, solve_upper
-from mixmoe.responses.distribution import ETA_LIMIT, Curvature, Family, Outcome
+from mixmoe.responses.distribution import ETA_LIMIT, Curvature, Family, FurtherTerms, Outcome
 
 
 class Scale(Protocol):
@@ -142,6 +142,8 @@ class Extra:
         Whether the labels are columns of a design.
     precision : bool
         Whether responses are reproduced exactly as it grows, so that the likelihood of few subjects is unbounded.
+    concentrates : float
+        1 where responses are less dispersed the larger it is, -1 where they are the smaller it is, else 0.
     """
 
     name: str
@@ -154,6 +156,7 @@ class Extra:
     edges: tuple[Edge, ...] = ()
     coefficients: bool = False
     precision: bool = False
+    concentrates: float = 0.0
 
     @property
     def size(self) -> int:
@@ -191,23 +194,6 @@ def n_extra(extras: tuple[Extra, ...]) -> int:
 def extra_starts(extras: tuple[Extra, ...]) -> Array:
     """Unconstrained starting values of one expert, shape (d,)."""
     return np.array([value for extra in extras for value in extra.start], dtype=float)
-
-
-@dataclass(frozen=True, slots=True)
-class FurtherTerms:
-    """Derivatives of the log density in one further parameter, each shape (E, n).
-
-    Attributes
-    ----------
-    value : ndarray
-        First derivative.
-    slope, curve : ndarray
-        Derivatives of the slope and of the second derivative in the linear predictor.
-    """
-
-    value: Array
-    slope: Array
-    curve: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,11 +323,11 @@ class FamilyResponse:
 
     def log_density(self, out: Outcome, eta: Array, extra: Array) -> Array:
         """Log density."""
-        return self.family.log_density(out, eta, self._delta(extra))
+        return self._family(extra).log_density(out, eta, self._delta(extra))
 
     def curvature(self, out: Outcome, eta: Array, extra: Array) -> Curvature:
         """Log density without its constant, slope and weight in one pass."""
-        return self.family.curvature(out, eta, self._delta(extra))
+        return self._family(extra).curvature(out, eta, self._delta(extra))
 
     def terms(self, out: Outcome, eta: Array, extra: Array) -> Terms:
         """All derivatives."""
@@ -352,7 +338,7 @@ class FamilyResponse:
 
     def scoring_weight(self, out: Outcome, eta: Array, extra: Array) -> Array:
         """The Fisher information."""
-        return self.family.scoring(out, eta, self._delta(extra))[1]
+        return self._family(extra).scoring(out, eta, self._delta(extra))[1]
 
     def mean(self, eta: Array, extra: Array, trials: Array) -> Array:
         """Inverse of the link."""
@@ -370,23 +356,27 @@ class FamilyResponse:
 
     def variance(self, eta: Array, extra: Array, trials: Array) -> Array:
         """Variance of the response."""
-        return self.family.variance(self.family.mean(eta, trials), self._delta(extra), trials)
+        return self._family(extra).variance(self.mean(eta, extra, trials), self._delta(extra), trials)
 
     def deviance(self, out: Outcome, mean: Array, extra: Array) -> Array:
         """Twice the log density lost between a perfect fit and this expectation."""
-        return self.family.deviance(out, mean, self._delta(extra))
+        return self._family(extra).deviance(out, mean, self._delta(extra))
 
     def cdf(self, y: Array, eta: Array, extra: Array, trials: Array) -> Array:
         """Distribution function."""
-        return self.family.cdf(y, eta, self._delta(extra), trials)
+        return self._family(extra).cdf(y, eta, self._delta(extra), trials)
 
     def sf(self, y: Array, eta: Array, extra: Array, trials: Array) -> Array:
         """Probability of a larger response."""
-        return self.family.sf(y, eta, self._delta(extra), trials)
+        return self._family(extra).sf(y, eta, self._delta(extra), trials)
 
     def draw(self, rng: np.random.Generator, eta: Array, extra: Array, trials: Array) -> Array:
         """One response for each predictor."""
-        return self.family.draw(rng, eta, self._delta(extra), trials)
+        return self._family(extra).draw(rng, eta, self._delta(extra), trials)
+
+    def _family(self, extra: Array) -> Family:
+        """The family with whatever of it is a further parameter of each expert, beside the dispersion."""
+        return self.family
 
     def _delta(self, extra: Array) -> Array:
         return extra if self.extras else np.zeros((extra.shape[0], 1))
@@ -399,8 +389,8 @@ def dispersion(name: str, own: bool) -> Extra:
     """The dispersion of a family as a further parameter: ``theta`` of counts, or a precision."""
     if name == "theta":
         poisson = (Edge(_NO_CLUMPING, True, "the counts are no more spread than Poisson ones"),)
-        return Extra(name, ("",), Positive(), (0.0,), own, "dispersion", edges=poisson)
-    return Extra(name, ("",), Positive(), (0.0,), own, "dispersion", precision=True)
+        return Extra(name, ("",), Positive(), (0.0,), own, "dispersion", edges=poisson, concentrates=1.0)
+    return Extra(name, ("",), Positive(), (0.0,), own, "dispersion", precision=True, concentrates=1.0)
 
 
 _TOLERANCE = 1e-11  # of a last step; Newton squares the error, so that the mode is exact to rounding
@@ -409,6 +399,7 @@ _MAX_PASSES = 100
 _FEW_MOVING = 0.4  # share of subjects and experts on their way, up to which their rows are worth being gathered
 _MAX_STEP = 4.0  # in standard deviations of a random effect
 _MAX_KEPT = 12
+LEAST_CURVATURE = 0.25  # of a log density in units of the prior: of one twice as wide as that
 
 
 @dataclass(frozen=True, slots=True)
@@ -595,7 +586,9 @@ def evaluate_at(rows: Rows, response: Response, at: Predictor, u: Array) -> Mode
     value = rows.sums(rows.weighted(c.value + rows.outcome.constant)) - 0.5 * (u * u).sum(axis=1)
     slope, weight = rows.weighted(c.slope), rows.weighted(c.weight)
     gram = rows.random_gram(weight)
-    return Modes(u, eta, slope, weight, gram, _factor(gram, at.T), value)
+    # With weights that are not negative no curvature is below that of the prior.
+    L = _factor(gram, at.T) if (weight >= 0.0).all() else cholesky(bounded(curvature(gram, at.T)))
+    return Modes(u, eta, slope, weight, gram, L, value)
 
 
 def log_joint(rows: Rows, response: Response, at: Predictor, u: Array) -> Array:
@@ -609,7 +602,52 @@ def _factor(gram: Array, T: Array) -> Array:
     """Cholesky factors of I + T'gram T; NaN where that is not positive definite."""
     # No exception for one indefinite subject among thousands: the caller finds the NaN and treats that one.
     with np.errstate(invalid="ignore", divide="ignore"):
-        return cholesky(between(T, gram) + np.eye(T.shape[1])[:, :, None])
+        return cholesky(curvature(gram, T))
+
+
+def curvature(gram: Array, T: Array) -> Array:
+    """I + T'gram T, shape (E, q, q, N)."""
+    return between(T, gram) + np.eye(T.shape[1])[:, :, None]
+
+
+def bounded(H: Array) -> Array:
+    """Curvatures, shape (E, q, q, N), with eigenvalues of at least `LEAST_CURVATURE`.
+
+    Notes
+    -----
+    Where responses are not log-concave, a subject may have a log density with a flat top: one with zeros only, which
+    are certain ones at large random effects and counts at small ones. The curvature at the mode is then no measure of
+    the width of the density. Laplace's method has a pole where it is zero, to which ascents would climb, and nodes of
+    quadrature lie too far away to meet anything.
+    """
+    where = too_flat(H)
+    if not where.any():
+        return H
+    out, found = H.copy(), spectra(H, where)
+    np.moveaxis(out, -1, 1)[where] = found.vectors @ (
+        np.maximum(found.values, LEAST_CURVATURE)[:, :, None] * np.swapaxes(found.vectors, 1, 2)
+    )
+    return out
+
+
+def too_flat(H: Array) -> NDArray[np.bool_]:
+    """Which curvatures have eigenvalues below `LEAST_CURVATURE`, shape (E, N)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        L = cholesky(H - LEAST_CURVATURE * np.eye(H.shape[1])[:, :, None])
+    return np.asarray(np.isfinite(H).all(axis=(1, 2)) & ~np.isfinite(L).all(axis=(1, 2)))
+
+
+@dataclass(frozen=True, slots=True)
+class Spectra:
+    """Eigenvalues, shape (M, q), and eigenvectors, shape (M, q, q), of M curvatures."""
+
+    values: Array
+    vectors: Array
+
+
+def spectra(H: Array, where: NDArray[np.bool_]) -> Spectra:
+    """Those of some subjects and experts, shape (E, N)."""
+    return Spectra(*np.linalg.eigh(np.moveaxis(H, -1, 1)[where]))
 
 
 def between(T: Array, gram: Array) -> Array:

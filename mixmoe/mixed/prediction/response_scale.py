@@ -291,8 +291,13 @@ def predictor_quantile(table: Table, weights: Array, level: float) -> Array:
 def mean_quantile(e: LinkEstimate, table: Table, weights: Array, trials: Array, level: float) -> Array:
     """Quantiles of a subject's expected response, which varies with expert and random effects, shape (n,)."""
     scores = e.response.support
-    if scores is None:  # the expectation at a predictor is the same for all experts
-        return np.asarray(e.response.mean(predictor_quantile(table, weights, level), e.extra, trials))
+    if scores is None:
+        # At its predictor an expert expects what the first one does at one that lies a constant away, which is zero
+        # unless the experts differ in the zeros that they add to counts.
+        first = e.extra[:1]
+        apart = e.response.predictor(e.response.mean(np.zeros((1, len(trials))), first, trials), e.extra, trials)
+        eta = predictor_quantile(replace(table, first=table.first - apart), weights, level)
+        return np.asarray(e.response.mean(eta[None], first, trials)[0])
 
     def below(mean: Array) -> Array:
         return np.asarray((weights * table.below(e.response.predictor(mean, e.extra, trials))).sum(axis=0))

@@ -446,7 +446,7 @@ def named_by_row(design: Design) -> Design:
 
 
 def check_subjects(known: Design, wanted: Design, *, given: bool) -> None:
-    """Refuse subjects that are known under a name of another type, and say so if a history meets none.
+    """Refuse subjects that are known under a name of another type, and say so of those who are not known.
 
     Parameters
     ----------
@@ -463,10 +463,11 @@ def check_subjects(known: Design, wanted: Design, *, given: bool) -> None:
     MixmoeWarning
     """
     if wanted.names.group is None and known is not wanted:
+        if known.names.group is not None:
+            warn_strangers("the gate", np.zeros(wanted.n_units, dtype=bool), given)
         return
     found = known_places(wanted.labels, known.labels, str(known.names.group))
-    if given and not (found >= 0).any():
-        warn_strangers("the gate")
+    warn_strangers("the gate", found >= 0, given)
 
 
 def check_baseline(known: Design, wanted: Design) -> None:

@@ -16,7 +16,7 @@ from mixmoe.mixed.likelihood.observed import evaluate
 from mixmoe.mixed.parameters import Params, user_to_reported, user_to_working, working_to_free
 from mixmoe.mixed.search import gate_shares
 from mixmoe.mixed.smooth.functions import COARSE, COARSEST, Function, Geometry, coarse_columns, geometry_of
-from mixmoe.mixed.smooth.marginal import Smoothed, estimate, marginal_loglik, penalised_inverse, undersmoothed
+from mixmoe.mixed.smooth.marginal import Eliminated, Smoothed, estimate, marginal_loglik, undersmoothed
 from mixmoe.mixture.estimate import EMFit, Flag
 from mixmoe.numerics.optimise import Control
 
@@ -218,7 +218,7 @@ def effective(model: "Estimation", geometry: Geometry, lambdas: Array, theta: Ar
     """Degrees of freedom at an estimate: traces of ``(H + S)^-1 H`` in the user's coefficients."""
     plain = replace(model.problem, ridge=None, effective=None)
     H = information(plain, theta)
-    F = geometry.inverse @ penalised_inverse(geometry, H, lambdas) @ H @ geometry.basis
+    F = geometry.inverse @ Eliminated.of(geometry, H).inverse_information(lambdas) @ H @ geometry.basis
     own, twice = np.diag(F), np.diag(2 * F - F @ F)
     weights = np.ones(theta.size)
     for f, at in zip(model.functions, geometry.places, strict=True):

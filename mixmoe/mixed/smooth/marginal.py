@@ -17,11 +17,12 @@ Wood & Fasiolo (2017), Biometrics 73, 1071-1081. Wood (2011), JRSS B 73, 3-36. H
 """
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from scipy.optimize import brentq
 
-from mixmoe._typing import Array, BoolArray
+from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.mixed.ascents import Guarded
 from mixmoe.mixed.curvature import determinant_slope, information
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
@@ -89,21 +90,109 @@ class Tilted:
     ----------
     guarded : Guarded
     tilt, centre : ndarray, shape (P,)
-    pull : ndarray, shape (P, P)
+    pull : ndarray, shape (P, P), or None
         Of ``-1/2 d'pull d`` at the distance d from the centre.
     """
 
     guarded: Guarded
     tilt: Array
     centre: Array
-    pull: Array
+    pull: Array | None
 
     def __call__(self, theta: Array) -> Evaluation:
         """Value and score at points (S, P)."""
         e, away = self.guarded(theta), theta - self.centre
-        back = away @ self.pull
+        back = np.zeros_like(away) if self.pull is None else away @ self.pull
         value = e.loglik + away @ self.tilt - 0.5 * (away * back).sum(axis=1)
         return Evaluation(value, e.score + self.tilt - back)
+
+
+@dataclass(frozen=True, slots=True)
+class Eliminated:
+    """An information in the user's coefficients with those that are not penalised eliminated.
+
+    Of ``H + S`` smoothing parameters change the diagonal of the penalised block alone, however many other coefficients
+    there are: what these leave of the information on penalised ones is known once for all (the Schur complement). In
+    the user's coefficients, where S is diagonal: penalties without bound would drown the rest elsewhere.
+
+    Attributes
+    ----------
+    geometry : Geometry
+    A : ndarray, shape (P, P)
+        The information without penalties.
+    inside, outside : ndarray of int, shapes (M,) and (P - M,)
+        Coefficients that are penalised, and the others.
+    least : float
+        Curvature of a parameter about which there are no data.
+    others : ndarray, shape (P - M, P - M)
+        Inverse information on the others, the curvature of every direction taken as positive.
+    across : ndarray, shape (M, P - M)
+        What a change of a penalised coefficient moves the others by, with the sign turned.
+    left : ndarray, shape (M, M)
+        Information on penalised coefficients, the others integrated out.
+    """
+
+    geometry: Geometry
+    A: Array
+    inside: IntArray
+    outside: IntArray
+    least: float
+    others: Array
+    across: Array
+    left: Array
+
+    @classmethod
+    def of(cls, geometry: Geometry, H: Array) -> Self:
+        """The information H on the free vector, shape (P, P)."""
+        A = geometry.basis.T @ H @ geometry.basis
+        inside = np.concatenate(geometry.penalised)
+        outside = np.setdiff1d(np.arange(len(A)), inside)
+        least = max(_NO_DATA * float(np.abs(np.diag(A)).max()), np.finfo(float).tiny)
+        others = _positive_inverse(A[np.ix_(outside, outside)], least)
+        across = A[np.ix_(inside, outside)] @ others
+        left = A[np.ix_(inside, inside)] - across @ A[np.ix_(outside, inside)]
+        return cls(geometry, A, inside, outside, least, others, across, 0.5 * (left + left.T))
+
+    def covariance(self, lambdas: Array) -> Array:
+        """The block of ``(H + S)^-1`` of the penalised coefficients, shape (M, M)."""
+        return _positive_inverse(self.left + np.diag(lambdas[self.geometry.owners]), self.least)
+
+    def slope(self, score: Array) -> Array:
+        """Slope in the penalised coefficients where the others follow, shape (M,), from a score in the free vector."""
+        mine = self.geometry.basis.T @ score
+        return np.asarray(mine[self.inside] - self.across @ mine[self.outside])
+
+    def decrement(self, lambdas: Array, score: Array) -> float:
+        """``g'(H + S)^-1 g`` of a score g in the free vector."""
+        rest, slope = (self.geometry.basis.T @ score)[self.outside], self.slope(score)
+        return float(rest @ self.others @ rest + slope @ self.covariance(lambdas) @ slope)
+
+    def inverse_information(self, lambdas: Array) -> Array:
+        """``(H + S)^-1`` in the free vector with the curvature of every direction taken as positive, shape (P, P)."""
+        V = self.covariance(lambdas)
+        beside = -V @ self.across
+        out = np.empty_like(self.A)
+        out[np.ix_(self.inside, self.inside)] = V
+        out[np.ix_(self.inside, self.outside)] = beside
+        out[np.ix_(self.outside, self.inside)] = beside.T
+        out[np.ix_(self.outside, self.outside)] = self.others - self.across.T @ beside
+        return self.geometry.basis @ out @ self.geometry.basis.T
+
+    def spectrum(self, lambdas: Array, j: int) -> Array:
+        """Eigenvalues, ascending, of the information on the coefficients of function j, all others integrated out."""
+        own = self.geometry.owners == j
+        rest = _positive_inverse(
+            self.left[np.ix_(~own, ~own)] + np.diag(lambdas[self.geometry.owners[~own]]), self.least
+        )
+        across = self.left[np.ix_(own, ~own)]
+        return np.asarray(np.linalg.eigvalsh(self.left[np.ix_(own, own)] - across @ rest @ across.T))
+
+
+def _positive_inverse(A: Array, least: float) -> Array:
+    """Inverse of a symmetric matrix in units of its diagonal, the curvature of every direction taken as positive."""
+    scale = np.sqrt(np.maximum(np.abs(np.diag(A)), least))
+    unit = np.outer(scale, scale)
+    return np.asarray(floored_inverse(A / unit, share=_FLOOR) / unit)
 
 
 def marginal_loglik(problem: Problem, geometry: Geometry, lambdas: Array, theta: Array) -> float:
@@ -154,18 +243,19 @@ def estimate(
     tilt, trace, n_iter, n_evaluations = np.zeros(theta.size), [], 0, 0
     interrupted, settled, stiff, idle = False, False, 0.0, 0
     theta = _shrunk(geometry, theta, typical_smoothing(H, geometry), lambdas)
+    curve = Eliminated.of(geometry, H)
     limit, e = _limit(control, control.tol / _CLOSE, problem.n_subjects), evaluate(problem, theta[None])
     step, last, last_tilt = np.ones(lambdas.size), np.zeros(lambdas.size), np.zeros(theta.size)
     for _ in range(_ROUNDS):
         # 1. where smoothing parameters and tilt would lie if the log-likelihood were its quadratic model here
         score = e.score[0] + tilt
-        aim = lambdas if known.all() else _fellner_schall(geometry, H, score, theta, lambdas, ~known)
+        aim = lambdas if known.all() else _fellner_schall(geometry, curve, score, theta, lambdas, ~known)
         unit = np.sqrt(np.maximum(np.diag(H), 1.0))
         # Farther from a maximum the determinant may be as steep as it likes: what asks for more is no correction.
-        lean = np.clip(_tilt(problem, geometry, H, aim, theta), -_STEEPEST * unit, _STEEPEST * unit)
+        lean = np.clip(_tilt(problem, geometry, curve, aim, theta), -_STEEPEST * unit, _STEEPEST * unit)
         if not (np.isfinite(aim).all() and np.isfinite(lean).all()):
             break  # an expert without subjects: nothing says how smooth its functions are
-        rest = Rest(_moved(geometry, H, lambdas, aim), float(np.abs((lean - tilt) / unit).max()))
+        rest = Rest(_moved(geometry, curve, lambdas, aim), float(np.abs((lean - tilt) / unit).max()))
         rested = rest.still(_SETTLED)
         # 2. on towards them; in a mixture H moves with the fit, so that one that turns back is led on by half, and
         # parameters that the tilt sends to and fro are held back
@@ -177,10 +267,11 @@ def estimate(
         lambdas = np.where(known, given, lambdas * np.exp(step * way))
         # 3. an ascent with both held, in steps as short as the marginal likelihood asks for
         R = geometry.root(lambdas)
-        objective, inverse = Guarded(replace(problem, ridge=R), sigma_floor), penalised_inverse(geometry, H, lambdas)
+        objective, inverse = Guarded(replace(problem, ridge=R), sigma_floor), curve.inverse_information(lambdas)
         before = _height(e, geometry, H, lambdas, theta)
+        hold = _at_least_one(H) if stiff else None
         while True:
-            there = Tilted(objective, tilt, theta, stiff * _at_least_one(H))
+            there = Tilted(objective, tilt, theta, None if hold is None else stiff * hold)
             end = climb(there, theta[None], inverse[None], problem.n_subjects, limit, logarithmic=logarithmic)
             n_iter, n_evaluations = n_iter + int(end.n_iter[0]), n_evaluations + int(end.n_evaluations[0])
             with np.errstate(all="ignore"):  # an ascent that went too far may end where anything overflows
@@ -193,13 +284,14 @@ def estimate(
             if (after > before - _FALL and not emptied) or end.interrupted or stiff > _STIFFEST:
                 break
             stiff = max(_STIFF, _STIFFER * stiff)
+            hold = _at_least_one(H) if hold is None else hold
         interrupted = end.interrupted
         if emptied or not np.isfinite(after):
             break  # an expert has lost its subjects, and with them its functions all that tells smoothing parameters
-        theta, H, e = end.theta[0], H_there, e_there
+        theta, H, e, curve = end.theta[0], H_there, e_there, Eliminated.of(geometry, H_there)
         trace.append(after)
         score = e.score[0] - (R @ theta) @ R + tilt
-        left = 0.5 * float(score @ penalised_inverse(geometry, H, lambdas) @ score)
+        left = 0.5 * curve.decrement(lambdas, score)
         idle = idle + 1 if len(trace) > 1 and abs(after - trace[-2]) < _GAIN else 0
         at_rest = rested and left <= 100 * _limit(control, control.tol, problem.n_subjects).promise
         settled = at_rest or idle >= _IDLE
@@ -268,28 +360,36 @@ class Rest:
 def typical_smoothing(H: Array, geometry: Geometry) -> Array:
     """Smoothing parameters that weigh as much as the data: the mean information of the coefficients of each."""
     inner = geometry.directions.T @ H @ geometry.directions
-    sums = np.bincount(geometry.owners, weights=np.diag(inner), minlength=len(geometry.penalised))
+    return _typical_of(np.diag(inner), geometry)
+
+
+def _typical_of(diagonal: Array, geometry: Geometry) -> Array:
+    """`typical_smoothing` from the information of each penalised coefficient, shape (M,)."""
+    sums = np.bincount(geometry.owners, weights=diagonal, minlength=len(geometry.penalised))
     mean = sums / geometry.ranks
     # An expert without subjects has none: powers of what is left of it would underflow.
     return np.asarray(np.maximum(mean, max(_NO_DATA * float(mean.max()), np.finfo(float).tiny)))
 
 
 def _fellner_schall(
-    geometry: Geometry, H: Array, score: Array, theta: Array, lambdas: Array, estimated: Array
+    geometry: Geometry, curve: Eliminated, score: Array, theta: Array, lambdas: Array, estimated: Array
 ) -> Array:
     """Generalised Fellner-Schall steps on the quadratic model of the log-likelihood at `theta`.
 
     ``lambda <- (r - lambda tr V) / b'b`` with V the block of ``(H + Lambda)^-1`` of the function.
     """
-    N, owners, J = geometry.directions, geometry.owners, len(lambdas)
-    inner = _definite(N.T @ H @ N)
-    typical = typical_smoothing(H, geometry)
+    owners, J = geometry.owners, len(lambdas)
+    b = (geometry.inverse @ theta)[curve.inside]
+    own = _definite(curve.A[np.ix_(curve.inside, curve.inside)])
+    typical = _typical_of(np.diag(curve.A)[curve.inside], geometry)
+    slope = curve.slope(score)
     out, start = lambdas.copy(), lambdas
     for _ in range(_INNER):
-        there = theta + penalised_inverse(geometry, H, out) @ (score - geometry.penalty(out) @ theta)
-        V = np.linalg.inv(inner + np.diag(out[owners]))
+        there = b + curve.covariance(out) @ (slope - out[owners] * b)
+        V = np.linalg.inv(own + np.diag(out[owners]))
         trace = np.bincount(owners, weights=np.diag(V), minlength=J)
-        new = np.maximum(geometry.ranks - out * trace, 1e-12) / np.maximum(geometry.squares(there), 1e-300)
+        squares = np.bincount(owners, weights=there * there, minlength=J)
+        new = np.maximum(geometry.ranks - out * trace, 1e-12) / np.maximum(squares, 1e-300)
         new = np.clip(new, start * np.exp(-_FARTHEST), start * np.exp(_FARTHEST))
         new = np.where(estimated, np.clip(new, _ROUGHEST * typical, _LINE * typical), out)
         change = float(np.abs(np.log(new / out)).max())
@@ -299,32 +399,29 @@ def _fellner_schall(
     return out
 
 
-def _moved(geometry: Geometry, H: Array, before: Array, after: Array) -> float:
+def _moved(geometry: Geometry, curve: Eliminated, before: Array, after: Array) -> float:
     """Change of the log smoothing parameters, each weighed by the degrees of freedom that hang on it, at most one."""
-    N, owners = geometry.directions, geometry.owners
-    V = np.linalg.inv(_definite(N.T @ H @ N) + np.diag(after[owners]))
+    owners, own = geometry.owners, curve.A[np.ix_(curve.inside, curve.inside)]
+    V = np.linalg.inv(_definite(own) + np.diag(after[owners]))
     left = geometry.ranks - after * np.bincount(owners, weights=np.diag(V), minlength=len(after))
     return float((np.abs(np.log(after / before)) * np.minimum(left, 1.0)).max())
 
 
-def _tilt(problem: Problem, geometry: Geometry, H: Array, lambdas: Array, theta: Array) -> Array:
+def _tilt(problem: Problem, geometry: Geometry, curve: Eliminated, lambdas: Array, theta: Array) -> Array:
     """Gradient of ``-1/2 log|H + Lambda|`` in the parameters that are not integrated out, along the ridge of b.
 
     Of what known memberships would give: how doubt about them moves with the parameters is left out, which in mixtures
     of experts that are hardly told apart is large, and noise. For one expert nothing is left out.
     """
-    N, owners = geometry.directions, geometry.owners
-    inner = _definite(N.T @ H @ N) + np.diag(lambdas[owners])
+    inside, outside = curve.inside, curve.outside
+    inner = _definite(curve.A[np.ix_(inside, inside)]) + np.diag(lambdas[geometry.owners])
     values, vectors = np.linalg.eigh(inner)
     values = np.maximum(values, _NO_DATA * values[-1])  # rounding may leave less than the penalties
-    slope = determinant_slope(problem, theta, N @ (vectors / np.sqrt(values)))
+    slope = determinant_slope(problem, theta, geometry.directions @ (vectors / np.sqrt(values)))
     full = geometry.basis.T @ slope  # in the user's coefficients
-    inside = np.concatenate(geometry.penalised)
-    outside = np.setdiff1d(np.arange(theta.size), inside)
-    across = geometry.basis[:, outside].T @ H @ N
     moved = np.zeros(theta.size)
     # The ridge: db/deta = -(H + Lambda)^-1 H_b,eta.
-    moved[outside] = full[outside] - across @ np.linalg.solve(inner, full[inside])
+    moved[outside] = full[outside] - curve.A[np.ix_(outside, inside)] @ np.linalg.solve(inner, full[inside])
     return geometry.inverse.T @ moved
 
 
@@ -332,25 +429,6 @@ def _definite(A: Array) -> Array:
     """The matrix without its negative curvature, which a mixture may have away from its maximum."""
     values, vectors = np.linalg.eigh((A + A.T) / 2)
     return (vectors * np.maximum(values, 0.0)) @ vectors.T
-
-
-def penalised_inverse(geometry: Geometry, H: Array, lambdas: Array) -> Array:
-    """``(H + S)^-1`` with the curvature of every direction taken as positive, shape (P, P).
-
-    In the user's coefficients, where S is diagonal: penalties without bound would drown the rest elsewhere.
-    """
-    A = geometry.basis.T @ H @ geometry.basis
-    least = _least(A)
-    inside = np.concatenate(geometry.penalised)
-    A[inside, inside] += lambdas[geometry.owners]
-    scale = np.sqrt(np.maximum(np.abs(np.diag(A)), least))
-    unit = np.outer(scale, scale)
-    return geometry.basis @ (floored_inverse(A / unit, share=_FLOOR) / unit) @ geometry.basis.T
-
-
-def _least(A: Array) -> float:
-    """Curvature of a parameter about which there are no data."""
-    return max(_NO_DATA * float(np.abs(np.diag(A)).max()), np.finfo(float).tiny)
 
 
 def undersmoothed(geometry: Geometry, H: Array, lambdas: Array, estimated: BoolArray) -> Array:
@@ -386,23 +464,13 @@ def undersmoothed(geometry: Geometry, H: Array, lambdas: Array, estimated: BoolA
     Negative curvature of a mixture's likelihood is outweighed twice by the penalties, so that the covariance around
     this fit, see `priors_of_limits`, is one: where it would not be, all functions come back towards the estimate.
     """
-    A = geometry.basis.T @ H @ geometry.basis
-    least, penalised = _least(A), A.copy()
-    inside = np.concatenate(geometry.penalised)
-    penalised[inside, inside] += lambdas[geometry.owners]
-    raised = np.zeros(len(lambdas))
+    curve, raised = Eliminated.of(geometry, H), np.zeros(len(lambdas))
     for j in np.flatnonzero(estimated):
-        at = geometry.penalised[j]
-        others = np.setdiff1d(np.arange(len(A)), at)
-        scale = np.sqrt(np.maximum(np.abs(np.diag(penalised)[others]), least))
-        across = A[np.ix_(at, others)] / scale
-        inverse = floored_inverse(penalised[np.ix_(others, others)] / np.outer(scale, scale), share=_FLOOR)
-        raised[j] = _variance_of(np.linalg.eigvalsh(A[np.ix_(at, at)] - across @ inverse @ across.T))
+        raised[j] = _variance_of(curve.spectrum(lambdas, int(j)))
     for _ in range(_HALVINGS):
         out = np.asarray(lambdas / (1 + lambdas * raised))
-        half = A.copy()
-        half[inside, inside] += 0.5 * out[geometry.owners]
-        scale = np.sqrt(np.maximum(np.abs(np.diag(half)), least))
+        half = curve.left + 0.5 * np.diag(out[geometry.owners])
+        scale = np.sqrt(np.maximum(np.abs(np.diag(half)), curve.least))
         if np.linalg.eigvalsh(half / np.outer(scale, scale))[0] > 0:
             return out
         raised *= 0.5

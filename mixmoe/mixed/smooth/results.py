@@ -294,7 +294,7 @@ class SmoothResults(MEMoEResults):
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """The tables of the summary, with one of the functions after those of the coefficients."""
         tables = super().tables(alpha)
-        later = ("proportions", "gate", "random", "residual", "dispersion", "threshold", "other")
+        later = ("proportions", "gate", "random", "residual", "dispersion", "zeros", "threshold", "other")
         at = next((i for i, table in enumerate(tables) if table.key in later), len(tables))
         frame = self.bands(alpha=alpha, rng=SEED)
         constant = [Wanted((f,), "constant") for f in self._smoothing.functions]

@@ -9,6 +9,7 @@ Lindstrom & Bates (1990), Biometrics 46, 673-687 (linearisation at the modes); M
 import math
 import numbers
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ from mixmoe.neural.posterior import update_variances
 
 OPENING = 300  # epochs at most of the network without person effects
 FIRST_UPDATES = 5  # of the variances, at the network without person effects
+WARM_SHARE = 5  # of the epochs, one in so many, before a likelihood by quadrature is climbed
 LAST_UPDATES = 30  # of the variances at most, at the last population parameters (Gaussian)
 
 
@@ -94,6 +96,8 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
     state, watch, flags = start_state(problem, theta, rng), Watch[State].new(), []
     batches = split_batches(problem, control.batch_size, rng)
     warmed = control if problem.n_effects else warm_up(problem, control)
+    if is_marginal(problem) and not problem.validation.n_rows:  # quasi-Newton steps follow, see `maximise_marginal`
+        warmed = replace(control, epochs=max(control.epochs // WARM_SHARE, 1))
     opens = opening_epoch(problem, warmed)
     optimiser, objective = torch.optim.Adam([state.theta], lr=control.lr), Objective(None)
     change, good = math.inf, state.copy()
@@ -117,7 +121,7 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
             watch.keep(epoch, state, watch.validation[-1])
             if watch.waited(epoch, control.patience):
                 break
-    if len(watch.train) == warmed.epochs < control.epochs and not flags:
+    if not problem.n_effects and len(watch.train) == warmed.epochs < control.epochs and not flags:
         climb(problem, control, state, watch)
     return finish(problem, control, watch.state or state, watch, change, flags)
 

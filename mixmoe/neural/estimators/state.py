@@ -13,12 +13,11 @@ from mixmoe.neural.estimators.trained import Problem, block_loss, total_loss
 from mixmoe.neural.network import forward, jacobian, transition_scores, view_tensors
 from mixmoe.neural.posterior import (
     Shrinkage,
-    curvature_root,
     posterior_covariance,
-    score,
     shrinkage,
     shrinkage_from_information,
 )
+from mixmoe.neural.response_law import curvature_root, score
 
 MAX_CELLS = 2_000_000  # numbers in the largest array of one Laplace step: 16 MB, which stays near the cache
 
@@ -72,7 +71,7 @@ def pieces(problem: Problem, block: Block, width: int) -> list[Block]:
     size = max(int(MAX_CELLS / max(cells, 1)), 1)
     if size >= len(block.persons):
         return [block]
-    cuts, fields = range(0, len(block.persons), size), ("persons", "x", "y", "mask", "rows", "levels", "given")
+    cuts, fields = range(0, len(block.persons), size), tuple(Block.__dataclass_fields__)
     return [Block(*(getattr(block, f)[a : a + size] for f in fields)) for a in cuts]
 
 
@@ -92,9 +91,12 @@ def linearise(problem: Problem, block: Block, state: State) -> tuple[Tensor, Ten
     J = jacobian(problem.network, problem.personal, tensors, block.x)
     if state.loading is not None:
         J = J @ directions(state.loading)
-    R = curvature_root(problem.family, outputs, state.sigma2)
-    A = R.transpose(-1, -2) @ J * block.mask[..., None, None]
-    u = score(problem.family, outputs, block.y, state.sigma2) * block.mask.unsqueeze(-1)
+    # Effects move the outputs of the layers alone: that is the leading part of the triangular root.
+    n = problem.network.n_out
+    R = curvature_root(problem.family, outputs, state.sigma2)[..., :n, :n]
+    root = block.weights.sqrt()
+    A = R.transpose(-1, -2) @ J * root[..., None, None]
+    u = score(problem.family, outputs, block.y, state.sigma2) * root.unsqueeze(-1)
     residual = torch.linalg.solve_triangular(R, u.unsqueeze(-1), upper=False).squeeze(-1)
     return A.flatten(1, 2), residual.flatten(1)
 
@@ -322,10 +324,11 @@ def repeated(block: Block, times: int, n_persons: int) -> Block:
     """A block several times over, each time with persons of its own."""
     shift = n_persons * torch.arange(times, device=block.persons.device)
     persons = (block.persons + shift.unsqueeze(-1)).reshape(-1)
-    x, y, mask, levels, given = (
-        t.repeat(times, *[1] * (t.dim() - 1)) for t in (block.x, block.y, block.mask, block.levels, block.given)
+    x, y, mask, levels, given, weights = (
+        t.repeat(times, *[1] * (t.dim() - 1))
+        for t in (block.x, block.y, block.mask, block.levels, block.given, block.weights)
     )
-    return Block(persons, x, y, mask, np.tile(block.rows, (times, 1)), levels, given)
+    return Block(persons, x, y, mask, np.tile(block.rows, (times, 1)), levels, given, weights)
 
 
 def calibrate(problem: Problem, state: State, n_draws: int = 64) -> None:

@@ -15,8 +15,9 @@ from mixmoe.errors import ArgumentError
 from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.blocks import Block, Blocks, Tensor, torch
 from mixmoe.neural.crf import sequence_loss
-from mixmoe.neural.network import Network, Personal, forward, transition_scores, view_tensors
-from mixmoe.neural.posterior import Family, row_loss
+from mixmoe.neural.network import Network, forward, transition_scores, view_tensors
+from mixmoe.neural.personal_layers import Personal
+from mixmoe.neural.response_law import Family, row_loss
 
 Estimator = Literal["laplace", "sgd"]
 # Of the normal prior of a last layer with effects, on the standardised response, where hidden layers have a prior too.
@@ -50,7 +51,8 @@ class Problem:
     Attributes
     ----------
     family : str
-        ``"gaussian"``, ``"binary"``, ``"multiclass"`` or ``"crf"``.
+        ``"gaussian"``, ``"binary"``, ``"multiclass"``, ``"crf"``, ``"poisson"``, ``"negbinomial"``, ``"ordinal"``, or
+        ``"heteroscedastic"``: Gaussian with a log standard deviation that is linear in covariates.
     network : Network
     personal : Personal
     train, validation : Blocks
@@ -296,15 +298,15 @@ def block_loss(problem: Problem, block: Block, theta: Tensor, eta: Tensor | None
             known = torch.where(block.given > 0, block.y, -1)
             loss = loss - sequence_loss(outputs, scores, known, block.mask)
         return loss
-    return (row_loss(problem.family, outputs, block.y, sigma2) * block.mask).sum(-1)
+    return (row_loss(problem.family, outputs, block.y, sigma2) * block.weights).sum(-1)
 
 
 def responses_in(problem: Problem, block: Block) -> Tensor:
-    """One for the cells of a block whose response is scored, (B, T).
+    """Weights of the cells of a block whose response is scored, (B, T).
 
     All rows, but those of a CRF whose state is missing or known beforehand.
     """
-    return block.mask * (block.y >= 0) * (1.0 - block.given) if problem.family == "crf" else block.mask
+    return block.mask * (block.y >= 0) * (1.0 - block.given) if problem.family == "crf" else block.weights
 
 
 def total_loss(

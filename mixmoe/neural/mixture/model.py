@@ -282,7 +282,7 @@ class NMoE:
         generator = checked_rng(rng)
         first = None if start is None else self._start(start, generator)
         found = searched(self.problem, n_starts, generator, control, first)
-        fit = seeded(self.record(found), rng)
+        fit = seeded(self.record(found), rng, starts)
         warn_flags(fit.flags, WARNINGS)
         cov = self.covariance(fit, cov_type)
         warn_flags(cov.flags, WARNINGS)
@@ -412,6 +412,9 @@ WARNINGS: Mapping[str, type[MixmoeWarning]] = {
 }
 
 
+_ORDER = "; lag(x) goes by the rows as they stand, so sort these by subject and time"
+
+
 def checked_formula(formula: Any) -> MoEFormula:
     """A parsed formula that this family can fit.
 
@@ -425,7 +428,7 @@ def checked_formula(formula: Any) -> MoEFormula:
         if there:
             raise FormulaError(
                 f"a mixture of networks nn(...) has no section '{section}:'; leave it out, and let nn(...) have its "
-                "columns as inputs",
+                f"columns as inputs{_ORDER if section == 'seq' else ''}",
                 parsed.text,
                 max(parsed.text.find(section), 0),
                 len(section) + 1,

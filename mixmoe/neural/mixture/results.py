@@ -118,7 +118,7 @@ class NMoEResults(MoEResults):
         Warns
         -----
         MixmoeWarning
-            If no subject of `history` is in `new`.
+            If no subject of `history` is in `new`, or, for ``kind="subject"`` without one, if some are not in the fit.
 
         Notes
         -----
@@ -168,12 +168,12 @@ class NMoEResults(MoEResults):
             places = {place: i for i, place in enumerate(known.position.tolist())}
             where = np.array([places.get(p, -1) if given else -1 for p in design.position.tolist()])
         elif design.names.group is None:
-            return past
+            where = np.full(design.n_units, -1)
         else:
             where = known_places(design.labels, known.labels, grouped)
-            if given and not (where >= 0).any():
-                warn_strangers("the gate")
         found = where >= 0
+        if grouped is not None:
+            warn_strangers("the gate", found, given)
         seen = made.posterior(e, known)
         for name in ("probabilities", "means", "covariances"):
             getattr(past, name)[found] = getattr(seen, name)[where[found]]
@@ -322,7 +322,7 @@ class NMoEResults(MoEResults):
                 raise ArgumentError(f"curves({kind!r}) has no option {name!r}; it has x, alpha, draws, rng")
         of = "experts" if kind == "effects" else "probabilities"
         frame = self.bands(of, **{"rng": SEED, **options})
-        response = self.model.design.names.response
+        response, level = self.model.design.names.response, 100 * (1.0 - options.get("alpha", 0.05))
         return tuple(
             Curve(
                 panel=str(column),
@@ -336,6 +336,9 @@ class NMoEResults(MoEResults):
                 expert=int(str(k)),
                 xlabel=str(column),
                 ylabel=f"{response}, averaged" if kind == "effects" else "probability of the expert",
+                limits=f"{level:g} % pointwise",
+                bands=f"{level:g} % simultaneous",
+                compared=True,
             )
             for (column, k), part in frame.groupby(["column", "expert"], sort=False)
         )
@@ -348,6 +351,15 @@ class NMoEResults(MoEResults):
             at = next(i for i, table in enumerate(tables) if table.key in later)
             tables.insert(at, proportions_table(self.proportions(alpha), alpha))
         return (header, self._networks_table(), *tables)
+
+    @property
+    def _notes_of_table(self) -> tuple[str, ...]:
+        """What a table of several fits says below about this one: what its networks leave blank, and the rest."""
+        body, gate = self.model.structure.body, self.model.structure.gate_body
+        blank = [f"{', '.join(one.inputs)} of the {part}" for one, part in ((body, "experts"), (gate, "gate")) if one]
+        about = f"blank cells of {' and of '.join(blank)} are a network, plot() shows it" if blank else ""
+        intercepts = "its intercepts are those at features of zero, not at inputs of zero; " if body else ""
+        return (*([f"{intercepts}{about}."] if about else []), *super()._notes_of_table)
 
     def _networks_table(self) -> Table:
         """What the networks are."""

@@ -13,7 +13,7 @@ from mixmoe.mixed.ascents import Guarded
 from mixmoe.mixed.curvature import determinant_slope, information, known_scores
 from mixmoe.mixed.likelihood.observed import evaluate, observed_information, subject_logliks
 from mixmoe.mixed.smooth.functions import geometry_of
-from mixmoe.mixed.smooth.marginal import Tilted, estimate, marginal_loglik
+from mixmoe.mixed.smooth.marginal import Eliminated, Tilted, estimate, marginal_loglik
 from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.numerics.optimise import Control
 from tests.mixed.smooth.data import two_experts
@@ -64,6 +64,26 @@ def test_penalty_is_that_of_the_users_coefficients(frame):
         wanted += 0.5 * lam * b @ b
     S = geometry(model).penalty(lambdas)
     assert 0.5 * theta @ S @ theta == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("strength", [1e-6, 3.0, 1e12])
+def test_coefficients_without_penalty_are_eliminated_once(frame, strength):
+    """Inverse, its block and the quadratic form of a score from the dense matrix, whatever the smoothing parameters."""
+    model = mm.MEMoE(FORMULA, frame, experts=2)
+    g, rng = geometry(model), np.random.default_rng(3)
+    half = rng.normal(size=(model.problem.free.size, 3 * model.problem.free.size))
+    H, score, lambdas = half @ half.T, rng.normal(size=len(half)), strength * np.array([2.0, 0.5, 3.0, 7.0])
+    A = g.basis.T @ H @ g.basis
+    inside = np.concatenate(g.penalised)
+    A[inside, inside] += np.repeat(lambdas, [at.size for at in g.penalised])
+    scale = 1 / np.sqrt(np.diag(A))
+    dense = scale[:, None] * np.linalg.inv(scale[:, None] * A * scale) * scale
+    curve = Eliminated.of(g, H)
+    whole = g.basis @ dense @ g.basis.T
+    np.testing.assert_allclose(curve.inverse_information(lambdas), whole, atol=1e-11 * np.abs(whole).max())
+    block = dense[np.ix_(inside, inside)]
+    np.testing.assert_allclose(curve.covariance(lambdas), block, atol=1e-11 * np.abs(block).max())
+    assert curve.decrement(lambdas, score) == pytest.approx(score @ whole @ score, rel=1e-9)
 
 
 @pytest.mark.parametrize("formula", [FORMULA, "y ~ s(t, k=22) + s(t, by=x, k=22) | gate: z | re: (1 + t | id)"])

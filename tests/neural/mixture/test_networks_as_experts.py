@@ -173,7 +173,9 @@ def test_rows_and_subjects_that_lack_something(fit, data):
         found = fit.predict(new, kind="subject")
     assert found["mean"].isna().tolist() == [False, True, False, False, False, False]
     strangers = new.iloc[3:]
-    np.testing.assert_allclose(fit.predict(strangers, kind="subject"), fit.predict(strangers, kind="mean"))
+    with pytest.warns(MixmoeWarning, match="of the new data are not in the fit, without history="):
+        by_gate = fit.predict(strangers, kind="subject")
+    np.testing.assert_allclose(by_gate, fit.predict(strangers, kind="mean"))
 
 
 def test_draws_have_the_moments_of_the_model(fit):
@@ -234,3 +236,24 @@ def test_what_cannot_be_fitted_is_refused(data, formula, options, error, message
 def test_other_families_have_no_networks_in_the_formula(data, family):
     with pytest.raises(DesignError, match="a network nn"):
         family("y ~ nn(x) | re: (0 | id)", data)
+
+
+def test_influence_names_functions_not_weights(fit):
+    found = fit.influence()
+    assert ".weight[" not in str(found)
+    assert set(found.functions) == {"expert 1: network", "expert 2: network"}
+    V = fit.cov_params().to_numpy()
+    for j, places in enumerate(found.functions.values()):
+        at = list(places)
+        d = found.change[0, at]
+        expected = np.sqrt(d @ np.linalg.solve(V[np.ix_(at, at)], d) / len(at))
+        assert found.function_change[0, j] == pytest.approx(expected, rel=1e-5)
+
+
+def test_figures_and_tables_say_what_networks_are(data, fit):
+    curves = fit.curves("effects")
+    assert {(c.limits, c.bands, c.compared) for c in curves} == {("95 % pointwise", "95 % simultaneous", True)}
+    other = mm.fit("y ~ x | gate: z | re: (1 | id)", data, experts=1)
+    words = str(mm.table({"linear": other, "network": fit}))
+    assert "blank cells of x of the experts are a network" in " ".join(words.split())
+    assert "intercepts are those at features of zero" in " ".join(words.split())
