@@ -407,15 +407,18 @@ class Estimation:
                 raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has {names}")
         if "unconditional" in options and not self.functions:
             raise ArgumentError("unconditional= is for formulas with functions s(...), and there are none")
+        for name in ("correction", "unconditional"):
+            if not isinstance(options.get(name, True), bool | np.bool_):
+                raise ArgumentError(f"{name}= must be True or False, got {options[name]!r}")
         if kind == "bootstrap":
             cov = bootstrap_covariance(
                 self.problem, self.coordinates, theta, self.layout, **options, clusters=self.clusters
             )
         else:
             clusters = self.clusters_of(options.get("cluster")) if kind == "cluster" else None
-            known, correction = checked_cov_type(kind), bool(options.get("correction", True))
-            whole = bool(options.get("unconditional", True))
-            cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, correction, whole)
+            known = checked_cov_type(kind)
+            how = (bool(options.get(name, True)) for name in ("correction", "unconditional"))
+            cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, *how)
         if any(flag.code == "degenerate" for flag in fit.flags):
             cov = replace(cov, flags=())  # that its standard errors mean nothing has been said: no reasons besides
         warn_flags(cov.flags, CATEGORIES)

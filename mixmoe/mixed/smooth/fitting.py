@@ -78,7 +78,7 @@ def checked_smoothing(given: Any, functions: Sequence[Function]) -> Array:
     if not functions:
         raise ArgumentError(f"smoothing={given!r} is for formulas with functions s(...), and there are none")
     if not isinstance(given, Mapping):
-        given = dict(zip(names, np.broadcast_to(_numbers(given), len(names)), strict=True))
+        given = dict(zip(names, np.broadcast_to(_numbers(given), len(names)).tolist(), strict=True))
     out = np.full(len(names), np.nan)
     for key, value in given.items():
         at = [i for i, f in enumerate(functions) if key in (f.name, f.columns.name)]

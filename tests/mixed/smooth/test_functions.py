@@ -308,6 +308,9 @@ def test_unknown_smoothing_parameters_move_limits_and_leave_tests(fit, frame):
     assert "hold the uncertainty of the smoothing parameters" in " ".join(str(fit.summary()).split())
     with pytest.raises(ArgumentError, match="'bootstrap' has no option 'unconditional'"):
         fit.with_cov("bootstrap", **UNMOVED)
+    for name in ("unconditional", "correction"):  # a text would be taken for yes
+        with pytest.raises(ArgumentError, match=f"{name}= must be True or False, got 'False'"):
+            fit.with_cov("robust", **{name: "False"})
     with pytest.raises(ArgumentError, match="unconditional= is for formulas with functions"):
         mm.fit("y ~ t | re: (1 | id)", frame, 1, **UNMOVED)
 
