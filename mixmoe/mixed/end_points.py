@@ -250,6 +250,7 @@ _FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _AT_REST = 0.01  # log-likelihood within which rough ascents stop below their maximum
 _COMPARED = 10  # end points whose likelihood is compared by a finer integral
 _ARTEFACT_MARGIN = 100.0  # log-likelihood by which a maximum of the approximation alone may lie above the true one
+_CROSS_PRODUCTS = 100.0  # times the rounding of sums, of log-likelihoods whose residuals are differences of squares
 OVERSTATED = 0.1  # log-likelihood by which an approximation is too high where a maximum may be of its making
 
 
@@ -380,19 +381,22 @@ def is_stationary(score: Array, problem: Problem, control: Control) -> bool:
 def newton_polish(problem: Problem, theta: Array, n_steps: int = 2) -> Array:
     """`theta` after Newton steps with the exact information, each kept only if it does not lower the log-likelihood.
 
-    Where a step gains less than the log-likelihood's own rounding, the score decides.
+    Where a step gains less than the log-likelihood's own rounding, the score decides: residuals from cross-products
+    lose the more digits the more errors lie between the experts.
     """
     here = evaluate(problem, theta[None])
     for _ in range(n_steps):
         information = observed_information(problem, theta)
-        values, vectors = np.linalg.eigh(information)
+        # By its diagonal, as coefficients of means a few hundred errors apart are known far better than those of gates.
+        unit = 1.0 / np.sqrt(np.maximum(np.diag(information), np.finfo(float).tiny))
+        values, vectors = np.linalg.eigh(information * np.outer(unit, unit))
         usable = values > 1e-8 * values.max()
-        step = vectors[:, usable] @ ((vectors[:, usable].T @ here.score[0]) / values[usable])
+        step = unit * (vectors[:, usable] @ ((vectors[:, usable].T @ (unit * here.score[0])) / values[usable]))
         with np.errstate(all="ignore"):
             there = evaluate(problem, (theta + step)[None])
         gain = there.loglik[0] - here.loglik[0]
         flatter = np.abs(there.score[0]).max() < np.abs(here.score[0]).max()
-        if not (gain >= 0 or (flatter and gain >= -ROUNDING * abs(here.loglik[0]))):
+        if not (gain >= 0 or (flatter and gain >= -_CROSS_PRODUCTS * ROUNDING * abs(here.loglik[0]))):
             break
         theta, here = theta + step, there
     return theta

@@ -22,6 +22,7 @@ from mixmoe.mixed.degeneracy import CATEGORIES, uncertainty_flags, with_label_fl
 from mixmoe.mixed.end_points import with_integral_flag
 from mixmoe.mixed.error_structure import ErrorOptions, ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
 from mixmoe.mixed.estimation import Estimation
+from mixmoe.mixed.glmm_results import GLMMResults
 from mixmoe.mixed.likelihood.observed import Problem, evaluate, restriction, subject_logliks
 from mixmoe.mixed.likelihood.serial import ErrorKind
 from mixmoe.mixed.options import (
@@ -45,7 +46,7 @@ from mixmoe.mixed.parameters import (
     Structure,
     free_to_reported_jacobian,
 )
-from mixmoe.mixed.results import GLMMResults, MEMoEResults
+from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
 from mixmoe.mixed.smooth.functions import functions_of, layout_of, uncentred
 from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults

@@ -13,7 +13,8 @@ from mixmoe._typing import Array
 from mixmoe.design.design import Design
 from mixmoe.design.frame import shown
 from mixmoe.errors import DesignError
-from mixmoe.mixed.results import GLMMResults, MEMoEResults
+from mixmoe.mixed.glmm_results import GLMMResults
+from mixmoe.mixed.results import MEMoEResults
 from mixmoe.output.predictions import IntervalOf, Kind, Scale
 from mixmoe.output.records import Curve
 from mixmoe.output.saved import SavedFit, SavedRows, write

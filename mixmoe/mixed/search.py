@@ -456,14 +456,15 @@ def _less_dispersed(problem: Problem, one: OneExpert, found: Ends, control: Cont
     The dispersion of one expert for all holds the distances between groups too. With it a mixture passes for noise: the
     closed form has no maximum of two experts, and that of the likelihood lies behind a saddle.
     """
-    towards = np.concatenate([np.full(extra.size, extra.concentrates) for extra in problem.structure.extras] or [[]])
+    towards = np.zeros(one.params.extra.shape[-1])
+    for extra, at in problem.structure.spans:
+        towards[at] = extra.concentrates
     if not towards.any():
         return found
     clearer, n = [], 2 * problem.structure.n_experts
     for factor in _LESS_DISPERSED:
-        extra = one.params.extra.copy()
-        extra += np.log(factor) * towards
-        clearer.append(replace(one, params=replace(one.params, extra=extra)))
+        moved = one.params.extra + np.log(factor) * towards
+        clearer.append(replace(one, params=replace(one.params, extra=moved)))
     closed = [closed_form_problem(problem, each.params) for each in clearer]
     for i in np.unique(found.search):
         if found.climb.interrupted:

@@ -10,6 +10,7 @@ from mixmoe._typing import Array, IntArray
 from mixmoe.design.checks import level_scores
 from mixmoe.design.design import Design, column_terms, offset_of, weights_of
 from mixmoe.design.formula import MoEFormula
+from mixmoe.errors import AssumptionWarning, warn
 from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.blocks import Block, Blocks, Tensor, build_blocks, torch
 from mixmoe.neural.estimators.trained import Problem
@@ -255,6 +256,37 @@ def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
         "of the row before; put rows of occasions that were missed back with their inputs and without a state, over "
         f"which the likelihood sums{apart}",
     )
+
+
+FAR = 0.5  # of the range of an input in the fit: rows so far beyond its ends are far outside
+
+
+def warn_outside(fit: Design, new: Design, inputs: Mapping[str, NDArray[np.bool_]]) -> None:
+    """Tell that rows to predict lie far outside the data, where a network with hidden layers is anybody's guess.
+
+    Parameters
+    ----------
+    fit, new : Design
+    inputs : mapping of str to ndarray of bool
+        Of the sections ``"expert"`` and ``"gate"``: columns that pass through hidden layers.
+
+    Warns
+    -----
+    AssumptionWarning
+    """
+    for section, chosen in inputs.items():
+        seen, rows = getattr(fit, section), getattr(new, section)
+        low, high = seen.min(axis=0), seen.max(axis=0)
+        beyond = np.maximum(low - rows, rows - high) > FAR * (high - low)
+        for column in np.flatnonzero(beyond.any(axis=0) & (high > low) & chosen):
+            count, value = int(beyond[:, column].sum()), rows[beyond[:, column], column][0]
+            warn(
+                f"the input {getattr(fit.names, section)[column]!r} is {value:g} in rows to predict ({count} of "
+                f"{len(rows)}), far outside the data of the fit, {low[column]:g} to {high[column]:g}: there a network "
+                "follows its activations and no data, and limits do not show it; predict within the data, or use a "
+                "linear network, hidden=()",
+                AssumptionWarning,
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from mixmoe.neural.marginal_likelihood import n_points
 from mixmoe.neural.network import initial_parameters
 from mixmoe.neural.person_predictions import to_state, whole_jacobian
 from mixmoe.neural.personal_layers import select_personal
-from mixmoe.neural.response_law import Family
+from mixmoe.neural.response_law import Family, asked_family
 from mixmoe.numerics.optimise import progress_bar
 from mixmoe.output.records import Cell, Curve, Table
 
@@ -325,7 +325,7 @@ def architecture_table(
     elif error is not None:
         how = f"marginal likelihood, {n_points(problem)} points (error {error:.1g})"
     rows: list[tuple[str, Cell]] = [
-        ("Family", problem.family),
+        ("Family", asked_family(problem.family)),
         (
             "Network",
             type(network.module).__name__ if network.module is not None else f"{widths} ({shape})",

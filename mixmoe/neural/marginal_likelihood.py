@@ -217,7 +217,7 @@ def maximise_marginal(problem: Problem, control: Control, state: State) -> tuple
     """
     last = -np.inf
     # Steps cost by the number of points: a coarse rule leads near the maximum of the fine one.
-    coarse, fine = max(COARSE, 4 * problem.n_effects), n_points(problem)
+    coarse, fine = COARSE if problem.n_effects <= COARSE // 3 else 2 * COARSE, n_points(problem)
     for size in [coarse] * (fine > 3 * COARSE) + [fine] * ROUNDS:
         before = state.copy()
         found, settled = climb(problem, control, state, size)

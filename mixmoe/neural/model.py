@@ -64,7 +64,7 @@ from mixmoe.neural.refusals import (
     chosen_family,
     refuse_gate,
 )
-from mixmoe.neural.response_law import Family
+from mixmoe.neural.response_law import Family, asked_family
 from mixmoe.neural.results import COLLAPSED, WARNINGS, NMEResults, collapsed, unconverged, unreplicated, vanished
 
 LACKS: Mapping[str, str] = {  # what a network has not, and why
@@ -293,7 +293,7 @@ class NME:
         self.settings: Mapping[str, Any] = {
             "hidden": None if network is not None else list(widths),
             "activation": activation,
-            "family": "gaussian" if self.family == "heteroscedastic" else self.family,
+            "family": asked_family(self.family),
             "estimator": estimator,
             "cov": self.cov,
             **beside,

@@ -14,7 +14,7 @@ from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design
 from mixmoe.design.frame import places_of, view
 from mixmoe.errors import ArgumentError, DesignError
-from mixmoe.neural.batches import Scaling, blocks_of
+from mixmoe.neural.batches import Scaling, blocks_of, warn_outside
 from mixmoe.neural.blocks import Tensor, to_array
 from mixmoe.neural.components import is_linear, linear_map, random_names
 from mixmoe.neural.estimators.trained import Problem, Trained, parts_of
@@ -44,7 +44,7 @@ from mixmoe.neural.person_predictions import (
 )
 from mixmoe.neural.predicted_rows import combined_predictions, predictions
 from mixmoe.neural.refusals import check_counts, check_moves, check_offset
-from mixmoe.neural.response_law import COUNTS, NUMBERS, OF_NORMAL, n_means
+from mixmoe.neural.response_law import COUNTS, NUMBERS, OF_NORMAL, asked_family, n_means
 from mixmoe.neural.transitions import Transitions, build_transitions
 from mixmoe.output.predictions import (
     Interval,
@@ -366,9 +366,8 @@ def refuse_unknown(persons: Persons, wanted: Wanted) -> None:
             "scale of the response; use scale='response'"
         )
     if wanted.scale == "categories" and family in NUMBERS:
-        shown_family = "gaussian" if family in OF_NORMAL else family
         raise ArgumentError(
-            f"scale='categories' is for a response of categories, got family={shown_family!r}; use 'response'"
+            f"scale='categories' is for a response of categories, got family={asked_family(family)!r}; use 'response'"
         )
     if wanted.scale == "response" and family in ("multiclass", "crf"):
         raise ArgumentError(
@@ -433,6 +432,8 @@ def predict_frame(persons: Persons, covered: Uncertainty | None, new: Any, wante
         first = predict_frame(persons, covered, persons.design.frame.iloc[:1], wanted, rng)
         return nothing_predicted(new, [str(name) for name in first], error)
     check_rows_ahead(persons, design)
+    if persons.problem.network.hidden or persons.problem.network.module is not None:
+        warn_outside(persons.design, design, {"expert": np.ones(design.expert.shape[1], dtype=bool)})
     known = match_labels(persons, design, own)
     if own and persons.problem.personal.q:
         warn_strangers("the population", known >= 0, given=persons.fitted is not None)

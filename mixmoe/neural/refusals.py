@@ -18,7 +18,7 @@ from mixmoe.neural.estimators.last_layer import is_exact
 from mixmoe.neural.estimators.trained import Problem
 from mixmoe.neural.network import Network
 from mixmoe.neural.personal_layers import Personal
-from mixmoe.neural.response_law import COUNTS, OF_NORMAL, Family
+from mixmoe.neural.response_law import COUNTS, OF_NORMAL, Family, asked_family
 from mixmoe.responses.distribution import (
     ETA_LIMIT,
     MOST_COUNTS,
@@ -194,7 +194,8 @@ def check_offset(design: Design, family: Family) -> None:
     if family not in (*COUNTS, "binary", "ordinal"):
         what = "subtract it from the response" if family in OF_NORMAL else "make it an input"
         raise ArgumentError(
-            f"offset= is for one linear predictor of counts, of two or of ordered categories, got family={family!r}; "
+            f"offset= is for one linear predictor of counts, of two or of ordered categories, got "
+            f"family={asked_family(family)!r}; "
             f"{what}"
         )
     far = np.abs(offset_of(design)) > ETA_LIMIT

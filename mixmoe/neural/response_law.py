@@ -35,6 +35,11 @@ def shared_family(family: Family) -> SharedFamily:
     return family_named(SHARED[family])
 
 
+def asked_family(family: Family) -> str:
+    """The family as users write it: that of varying variances is Gaussian with a section ``sigma:``."""
+    return "gaussian" if family == "heteroscedastic" else family
+
+
 def full_logits(outputs: Tensor) -> Tensor:
     """Logits of all categories: zero for the first, then the outputs; shape (B, T, d + 1)."""
     return torch.cat([torch.zeros_like(outputs[..., :1]), outputs], dim=-1)

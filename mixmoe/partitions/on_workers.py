@@ -9,11 +9,28 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from mixmoe.errors import ArgumentError, DesignError
 
 Result = TypeVar("Result")
+
+
+class Client(Protocol):
+    """What is asked of a ``distributed.Client``."""
+
+    @property
+    def status(self) -> str:
+        """``"running"``, or what came of it."""
+        ...
+
+    def submit(self, task: Callable[..., Any], *values: Any, pure: bool) -> Any:
+        """A future of the task's result."""
+        ...
+
+    def gather(self, futures: list[Any]) -> list[Any]:
+        """The results of futures."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +43,7 @@ class OnWorkers:
     values : tuple of Future
     """
 
-    client: Any
+    client: Client
     values: tuple[Any, ...]
 
     def kept(self, task: Callable[[Any], Any]) -> "OnWorkers":
@@ -124,7 +141,7 @@ def _piece(pieces: Sequence[Any], place: int) -> Any:
     return pieces[place]
 
 
-def brought(client: Any, futures: Sequence[Any]) -> list[Any]:
+def brought(client: Client, futures: Sequence[Any]) -> list[Any]:
     """Values of futures, in their order.
 
     Raises

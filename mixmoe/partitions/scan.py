@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,9 @@ import pandas as pd
 from mixmoe.arguments import checked_count
 from mixmoe.errors import ArgumentError, DesignError, MissingExtraError
 from mixmoe.partitions.on_workers import OnWorkers, active_client
+
+if TYPE_CHECKING:
+    import dask.dataframe as dask_frames
 
 Result = TypeVar("Result")
 CHUNK_ROWS = 250_000
@@ -269,7 +272,7 @@ class DaskFrame:
     frame : dask.dataframe.DataFrame
     """
 
-    frame: Any = field(repr=False)
+    frame: "dask_frames.DataFrame" = field(repr=False)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -44,8 +44,8 @@ class Spread:
     n: int
     mean: float
     squares: float
-    center: Any
-    scale: Any
+    center: bool | float
+    scale: bool | float
     ddof: float
 
     def merged(self, other: "Spread") -> "Spread":

@@ -39,8 +39,8 @@ from mixmoe.varying.em_steps import (
     posterior,
     row_logliks,
 )
-from mixmoe.varying.problem import THETA_FLOOR, THETA_OVER_MEAN, Problem, Slots, centred, place_columns
-from mixmoe.varying.starts import DISTINCT, constant_mixtures, double_expert, exchanges, widen
+from mixmoe.varying.problem import THETA_FLOOR, THETA_OVER_MEAN, Problem, Slots, centred, place_columns, with_rows
+from mixmoe.varying.starts import DISTINCT, constant_mixtures, double_expert, every_few, exchanges, widen
 from mixmoe.varying.windows import interpolated
 
 MEMORY = 8  # differences kept by the acceleration
@@ -49,6 +49,7 @@ GROWTH = 1.0  # an accelerated point whose residual grew by more than this facto
 SHORT_RUN = 4  # iterations given to each candidate start before the best is kept
 CROSSING_GAIN = 3.0  # log-likelihood that a start with crossing experts must gain over those from constant mixtures
 STALLED = 3  # iterations without a gain after which a run for a criterion ends
+SCREENED = 50_000  # rows on which starts are compared, at most
 RIVAL = 0.02  # a start this far behind per row after its short run is still run to the end
 
 
@@ -89,7 +90,7 @@ class Run:
     change : float
         The change that the last EM step made.
     candidates : ndarray, shape (starts,)
-        Log-likelihoods of the starts after their short runs, best first.
+        Log-likelihoods of the starts after their short runs, best first; of very many rows from some of them.
     lost : ndarray of bool, shape (G,), or None
         Grid points without a local maximum nearby, where the functions are those of the joint EM; None where local
         maxima were not asked for.
@@ -249,16 +250,17 @@ def fit_functions(problem: Problem, control: Control, rng: np.random.Generator, 
         return best_run(runs)
     if len(candidates) == 1:
         return run_em(problem, widen(problem, candidates[0]), control)
-    # Starts are screened by a few iterations: most of them lead to the same few solutions.
-    plain = short_runs(problem, [widen(problem, one) for one in candidates if one.constant], control)
-    bent = short_runs(problem, [widen(problem, one) for one in candidates if not one.constant], control)
-    bent += short_runs(problem, exchanges(problem, max(plain + bent, key=lambda r: r.loglik).coef), control)
+    # Starts are screened by a few iterations, which need not see very many rows: most lead to the same few solutions.
+    some = with_rows(problem, every_few(problem.rows, SCREENED)) if problem.rows.n > SCREENED else problem
+    plain = short_runs(some, [widen(problem, one) for one in candidates if one.constant], control)
+    bent = short_runs(some, [widen(problem, one) for one in candidates if not one.constant], control)
+    bent += short_runs(some, exchanges(problem, max(plain + bent, key=lambda r: r.loglik).coef), control)
     # A solution whose experts cross must beat those that do not by more than chance: crossing gains a little anywhere.
     better = [r for r in bent if r.loglik > plain[0].loglik + CROSSING_GAIN]
     runs = sorted([*plain, *better], key=lambda r: -r.loglik)
-    logliks = np.array([r.loglik for r in runs])
+    logliks = np.array([r.loglik for r in runs]) * (problem.rows.n / some.rows.n)
     # After few iterations a close second may still come out first: it is run to the end as well.
-    rivals = [r for r in runs[1:] if DISTINCT < runs[0].loglik - r.loglik < RIVAL * problem.rows.n][:1]
+    rivals = [r for r in runs[1:] if DISTINCT < runs[0].loglik - r.loglik < RIVAL * some.rows.n][:1]
     best = best_run([run_em(problem, r.coef, control) for r in [runs[0], *rivals]])
     return replace(best, candidates=logliks)
 

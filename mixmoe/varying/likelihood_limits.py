@@ -249,10 +249,10 @@ def _raised(profile: _Profile, path: _Path) -> _Path:
     experts may be counted to either. A walk stays with the one that it came from, and its profile falls too fast, so
     that limits are too near. Windows beside each other hold nearly the same rows, and have nearly the same profile:
     where the root at one point exceeds that at the other, the maxima of the other are tried, in both directions along
-    the index.
+    the index. What would lie higher than the maximum of the fit is none of its experts, and is not taken.
     """
     path, slot = _Path(path.values, path.heights.copy(), path.coef.copy(), path.start), profile.slot
-    grid = profile.local.windows.grid
+    grid, tops = profile.local.windows.grid, path.heights.max(axis=0)
     for order in (range(1, len(grid)), range(len(grid) - 2, -1, -1)):
         for g in order:
             beside = g - 1 if order.step > 0 else g + 1
@@ -269,7 +269,7 @@ def _raised(profile: _Profile, path: _Path) -> _Path:
             )
             trial[:, 0, slot] = path.values[rungs, g]
             trial, reached = profile.at(np.full(len(rungs), g), trial)
-            better = reached > path.heights[rungs, g]
+            better = (reached > path.heights[rungs, g]) & (reached <= tops[g])
             path.heights[rungs[better], g], path.coef[rungs[better], g] = reached[better], trial[better]
     return path
 

@@ -188,12 +188,14 @@ def build_local(
 
 def _products(problem: Problem, first: Array, second: Array) -> Array:
     """Products of the columns of two designs, (n, q q'), made once for all windows."""
-    rows = problem.rows
+    rows, width = problem.rows, first.shape[1] * second.shape[1]
     if first is second:
         return problem.products if first is rows.design else problem.gate_products if first is rows.gate else first
-    return rows.made(
-        lambda run: (first[run, :, None] * second[run, None, :]).reshape(-1, first.shape[1] * second.shape[1])
-    )
+
+    def of(run: slice) -> Array:
+        return (first[run, :, None] * second[run, None, :]).reshape(run.stop - run.start, width)
+
+    return rows.made(of)
 
 
 def local_start(local: Local, coef: Array) -> Array:

@@ -304,6 +304,27 @@ def build_problem(
     )
 
 
+def with_rows(problem: Problem, some: NDArray[np.intp]) -> Problem:
+    """The problem with some of its rows, in memory; windows, scales and limits are those of all."""
+    rows, own, gates = problem.rows.take(some), problem.windows, problem.gate_windows
+
+    def of(windows: Windows) -> Windows:
+        at = (windows.grid, windows.bandwidth, windows.period, windows.widths, windows.share)
+        return build_windows(rows.index, *at)
+
+    windows, levels = of(own), levels_of(rows, own.grid, own.bandwidth)
+    made = {**_from_designs(rows, problem.slots, 1.0), "scale": problem.scale}
+    return replace(
+        problem,
+        rows=rows,
+        windows=windows,
+        gate_windows=windows if gates is own else of(gates),
+        levels=levels,
+        gate_levels=levels if gates is own else levels_of(rows, own.grid, gates.bandwidth),
+        **made,
+    )
+
+
 def levels_of(rows: Rows, grid: Array, bandwidth: float) -> sparse.csr_array:
     """Interpolation of levels and slopes from the grid to the rows, see `hermite_matrix`."""
     if rows.in_files is None:

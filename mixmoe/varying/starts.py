@@ -84,7 +84,7 @@ def widen(problem: Problem, lines: Lines) -> Array:
 
 def _solutions(problem: Problem, linear: NDArray[np.bool_], n_starts: int, rng: np.random.Generator) -> list[Lines]:
     """Best distinct mixtures in which the functions marked `linear` are lines and the others constants."""
-    slots, rows = problem.slots, problem.rows.take(_every_few(problem.rows))
+    slots, rows = problem.slots, problem.rows.take(every_few(problem.rows, MANY))
     centre, width = float(rows.index.mean()), max(float(np.ptp(rows.index)) / 2.0, np.finfo(float).tiny)
     wide, wide_slots, active, scale = rows, slots, np.ones(slots.n, dtype=bool), problem.scale
     if linear.any():  # every column, and its product with the standardised index
@@ -104,9 +104,9 @@ def _solutions(problem: Problem, linear: NDArray[np.bool_], n_starts: int, rng: 
     return [Lines(_split(slots, theta[s], width, bool(linear.any())), centre, float(logliks[s])) for s in kept]
 
 
-def _every_few(rows: Rows) -> NDArray[np.intp]:
-    """Rows spread evenly along the index, at most `MANY`: starts need no more."""
-    return np.arange(0, rows.n, -(-rows.n // MANY))
+def every_few(rows: Rows, most: int) -> NDArray[np.intp]:
+    """Rows spread evenly along the index, at most `most`: starts need no more."""
+    return np.arange(0, rows.n, -(-rows.n // most))
 
 
 def _active(slots: Slots, linear: NDArray[np.bool_]) -> NDArray[np.bool_]:

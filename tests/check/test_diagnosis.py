@@ -17,6 +17,7 @@ from mixmoe.numerics.optimise import Evaluation
 from mixmoe.output.plots import COLOURS, draw_panels
 from mixmoe.output.records import Cloud, Curve, Marks, Panel, Rule
 from tests.check.helpers import pbc
+from tests.fits import carried
 
 pytestmark = pytest.mark.usefixtures("plt")
 
@@ -68,7 +69,7 @@ def small_slopes():
         pytest.warns(BoundaryWarning, match=r"do not determine the random-effects correlation corr\(Intercept,t\)"),
         pytest.warns(DegeneracyWarning, match=r"What is said about sd2\(t\|id\)"),
     ):
-        return mm.fit("y ~ t + x | gate: z | re: (1 + t | id)", data, starts=8, rng=0)
+        return carried("y ~ t + x | gate: z | re: (1 + t | id)", data)
 
 
 def test_profile_of_a_standard_deviation_near_zero(small_slopes):

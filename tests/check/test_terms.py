@@ -8,6 +8,7 @@ import statsmodels.formula.api as smf
 import mixmoe as mm
 from mixmoe.errors import ArgumentError
 from tests.check.helpers import pbc
+from tests.fits import carried
 
 NUMBERS = ["df", "statistic", "p_value", "df_equal", "statistic_equal", "p_value_equal"]
 
@@ -31,7 +32,7 @@ FORMULA = "y ~ time + C(arm) + common(x) | gate: C(arm) | re: (1 | id)"
 
 @pytest.fixture(scope="module")
 def fit(data):
-    return mm.fit(FORMULA, data, 2, starts=4, rng=0)
+    return carried(FORMULA, data)
 
 
 def row(found, block, term):
@@ -74,7 +75,7 @@ def test_one_expert_has_the_terms_of_statsmodels(data):
 
 @pytest.mark.parametrize("engine", ["formulaic", "patsy"])
 def test_engines_and_labels_do_not_matter(engine, data, fit):
-    other = mm.fit(FORMULA, data, 2, starts=4, rng=0, formula_engine=engine)
+    other = carried(FORMULA, data, formula_engine=engine)
     expected, found, swapped = (  # patsy puts categories first
         one.wald_test_terms().to_frame().sort_values(["block", "term"])[NUMBERS]
         for one in (fit, other, other.relabel([2, 1]))
@@ -93,7 +94,7 @@ def test_terms_that_cannot_be_tested_say_why():
     rows = pd.DataFrame({"id": np.repeat(np.arange(80), 4), "z": np.repeat(z, 4), "time": np.tile(np.arange(4), 80)})
     rows["y"] = 20 * rows["z"] + rows["time"] + rng.normal(size=80)[rows["id"]] + rng.normal(size=320)
     with pytest.warns(mm.errors.BoundaryWarning, match="gate covariate z leaves no subjects to expert"):
-        fit = mm.fit("y ~ time | gate: z | re: (1 | id)", rows, 2, starts=4, rng=0)
+        fit = carried("y ~ time | gate: z | re: (1 | id)", rows)
     found = fit.wald_test_terms()
     assert np.isnan(row(found, "gate", "z")["p_value"])
     assert row(found, "expert", "time")["p_value"] < 1e-4

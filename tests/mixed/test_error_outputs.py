@@ -13,6 +13,7 @@ from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed.prediction.dynamic import given_covariates, given_history
 from mixmoe.mixed.prediction.trajectories import disturbances
 from tests import dense
+from tests.fits import carried
 from tests.mixed.test_errors import ERRORS, serial_data
 
 FITTED = {
@@ -44,7 +45,7 @@ def fitted():
     def of(kind):
         if kind not in done:
             formula = "y ~ time | re: (1 + x | id) | sigma: x"
-            done[kind] = mm.fit(formula, two_groups(), 2, starts=16, rng=1, **FITTED[kind])
+            done[kind] = carried(formula, two_groups(), **FITTED[kind])
         return done[kind]
 
     return of

@@ -17,6 +17,7 @@ from scipy.stats import norm
 
 import mixmoe as mm
 from mixmoe.errors import ApproximationWarning
+from tests.fits import carried
 
 FAMILIES = ("binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal", "zinegbinomial")
 PROBABILITIES = {"zinegbinomial": 1e-3}  # 25 points under a density that zeros make flat at its top; else 1e-4
@@ -69,16 +70,13 @@ def fitted():
             data = simulated(family, q)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                model = mm.MEMoE(
-                    f"y ~ t{gate} | re: ({re} | id)",
-                    data,
-                    experts,
-                    family=family,
-                    n_quad=n_quad,
-                    **OPTIONS.get(family, {}),
-                )
-                how = {"start": START[experts], "starts": 0} if family == "zinegbinomial" else {"starts": 1}
-                kept[key] = model.fit(**how, max_iter=15, rng=0, cov_type="nonrobust")
+                options = {"family": family, "n_quad": n_quad, "max_iter": 15, "cov_type": "nonrobust"}
+                formula, given = f"y ~ t{gate} | re: ({re} | id)", OPTIONS.get(family, {})
+                if family == "zinegbinomial":
+                    there = {"start": START[experts], "starts": 0}
+                    kept[key] = mm.fit(formula, data, experts, **options, **given, **there)
+                else:
+                    kept[key] = carried(formula, data, experts, **options, **given)
         return kept[key]
 
     return fit

@@ -11,6 +11,7 @@ from scipy.special import expit
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, BoundaryWarning, DesignError, MixmoeWarning
 from mixmoe.inference.likelihood_ratio import LRTest
+from tests.fits import carried
 
 FORMULA = "y ~ time + x1 | gate: z1 | re: (1 | id)"
 
@@ -18,7 +19,7 @@ FORMULA = "y ~ time + x1 | gate: z1 | re: (1 | id)"
 def quiet(formula, data, experts=2, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
-        return mm.fit(formula, data, experts, rng=0, starts=8, **options)
+        return carried(formula, data, experts, **options)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from mixmoe.mixed.information import invert_information
 from mixmoe.mixed.likelihood.observed import observed_information, subject_scores
 from mixmoe.mixed.parameters import free_to_reported_jacobian
 from tests import dense
+from tests.fits import carried
 
 FORMULA = "y ~ time + common(x1) | gate: z1 | re: (1 + time | id)"
 CLOSE = 1e-6  # relative, of variances; the brute-force Hessian is a difference of exact scores
@@ -31,7 +32,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def fit(data):
-    return mm.fit(FORMULA, data, rng=0)
+    return carried(FORMULA, data)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_bad_clusters_are_refused(fit, data):
 @pytest.mark.parametrize("residual", ["expert", "common"])
 def test_other_structures(cov_re, residual, data):
     few = data[data["id"] <= 36]
-    fit = mm.fit("y ~ time | gate: z1 | re: (1 | id)", few, rng=0, cov_re=cov_re, residual=residual)
+    fit = carried("y ~ time | gate: z1 | re: (1 | id)", few, cov_re=cov_re, residual=residual)
     inverse = np.linalg.inv(-dense.hessian(fit.model, fit.em.params))
     scores = dense.scores(fit.model, fit.em.params)
     assert_close(fit.with_cov("nonrobust").cov_params(), inverse)
@@ -173,7 +174,7 @@ def test_proportions_have_delta_method_errors(fit):
 
 
 def test_units_change_errors_as_they_change_estimates(fit, data):
-    other = mm.fit(FORMULA, data.assign(y=1000 * data["y"]), rng=0)
+    other = carried(FORMULA, data.assign(y=1000 * data["y"]))
     for name in fit.params.index:
         factor = 1 if name.startswith(("gate", "corr")) else 1000
         assert other.bse[name] == pytest.approx(factor * fit.bse[name], rel=1e-6)
@@ -238,7 +239,7 @@ def test_information_that_is_not_definite_gives_no_negative_variance():
 
 @pytest.fixture(scope="module")
 def small(data):
-    return mm.fit("y ~ time | gate: z1 | re: (1 | id)", data, rng=0)
+    return carried("y ~ time | gate: z1 | re: (1 | id)", data)
 
 
 def test_bootstrap_does_not_depend_on_the_number_of_workers(small):
@@ -376,7 +377,7 @@ def test_bootstrap_that_fails_says_so(small, monkeypatch):
 @pytest.fixture(scope="module")
 def three():
     sim = mm.simulate.memoe("three", n_subjects=90, n_visits=5, rng=2)
-    return mm.fit("y ~ time | gate: z1 | re: (1 | id)", sim.data, 3, rng=0)
+    return carried("y ~ time | gate: z1 | re: (1 | id)", sim.data, 3)
 
 
 @pytest.mark.parametrize("order", [[1, 2, 3], [2, 1, 3], [3, 1, 2]])
@@ -406,7 +407,7 @@ def test_the_relabelled_covariance_is_that_of_the_relabelled_fit(three):
 
 @pytest.mark.parametrize("cov_re", ["common", "proportional"])
 def test_relabelling_shared_covariances(cov_re, data):
-    fit = mm.fit("y ~ time | gate: z1 | re: (1 | id)", data, rng=0, cov_re=cov_re)
+    fit = carried("y ~ time | gate: z1 | re: (1 | id)", data, cov_re=cov_re)
     moved = fit.relabel([2, 1])
     assert moved.model.loglike(moved.params) == pytest.approx(fit.llf, abs=1e-8)
     back = moved.relabel([2, 1])
@@ -456,8 +457,8 @@ def test_likelihood_ratio_of_a_random_slope():
 
 
 def test_likelihood_ratio_of_fixed_effects(data):
-    small = mm.fit("y ~ time | gate: z1 | re: (1 | id)", data, rng=0)
-    large = mm.fit("y ~ time + x1 | gate: z1 | re: (1 | id)", data, rng=0)
+    small = carried("y ~ time | gate: z1 | re: (1 | id)", data)
+    large = carried("y ~ time + x1 | gate: z1 | re: (1 | id)", data)
     test = large.lr_test(small)
     assert test.df == 2
     assert test.pvalue == pytest.approx(chi2.sf(2 * (large.llf - small.llf), 2))

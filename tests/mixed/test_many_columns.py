@@ -24,6 +24,7 @@ from mixmoe.mixed.likelihood.observed import (
 from mixmoe.mixed.parameters import free_to_working
 from mixmoe.numerics.linalg import cholesky_of_one, derivative_along, floored_inverse, slope
 from mixmoe.numerics.optimise import Control, Evaluation, bfgs_update, climb, inverse_information
+from tests.fits import carried
 
 EXACT = 1e-12  # relative; complex steps on both sides
 DIFFERENCES = 1e-7  # relative; central differences on both sides, of other functions
@@ -136,7 +137,7 @@ def test_fits_are_those_of_cross_products(formula, options, close, monkeypatch):
     data = levels()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
-        many = mm.fit(formula, data, rng=0, starts=2, **options)
+        many = carried(formula, data, **options)
         assert many.model.problem.experts.columns.dense.shape == (42, len(data))
         monkeypatch.setattr(columns, "MANY_COLUMNS", 10**6)
         few = mm.MEMoE(formula, data, **options)

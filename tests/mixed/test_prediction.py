@@ -11,6 +11,7 @@ import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, MixmoeWarning
 from mixmoe.mixture.mixture_law import MixtureLaw
 from tests import dense
+from tests.fits import carried
 
 FORMULA = "y ~ time + x1 | gate: z1 + z2 | re: (1 + time | id)"
 Z = 1.959963984540054
@@ -23,7 +24,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def fit(data):
-    return mm.fit(FORMULA, data, rng=0)
+    return carried(FORMULA, data)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_marginal_mean(fit, new):
 def test_three_experts_with_common_coefficients():
     apart = [[0.0, 1.0], [12.0, 1.0], [24.0, 1.0]]
     sim = mm.simulate.memoe("three", n_subjects=150, n_visits=4, beta=apart, rng=9)
-    fit = mm.fit("y ~ common(time) | gate: z1 | re: (1 | id)", sim.data, 3, rng=0)
+    fit = carried("y ~ common(time) | gate: z1 | re: (1 | id)", sim.data, 3)
     of = parts(fit, sim.data)
     frame = fit.predict(sim.data, interval="confidence")
     pi, error = of(fit.em.params)[1], delta_errors(lambda v: of(v)[1], fit.em.params, fit.cov.matrix)
@@ -265,7 +266,7 @@ def test_without_the_subject_column_rows_are_strangers(fit, data):
 
 
 def test_rows_as_units_have_no_history(data):
-    fit = mm.fit("y ~ time | gate: z1", data, rng=0)
+    fit = carried("y ~ time | gate: z1", data)
     frame = fit.predict(data.iloc[:4], interval="confidence")
     assert list(frame.columns[-4:]) == ["mean", "mean_se", "mean_low", "mean_high"]
     assert len(fit.fitted()) == len(data)
@@ -273,7 +274,7 @@ def test_rows_as_units_have_no_history(data):
 
 
 def test_history_of_rows_without_subjects_is_refused(data):
-    fit = mm.fit("y ~ time | gate: z1", data, rng=0)
+    fit = carried("y ~ time | gate: z1", data)
     with pytest.raises(
         ArgumentError, match=r"has no subjects: nothing is known of a row but its own response, .* re: \(0 \| subject\)"
     ):
@@ -406,7 +407,7 @@ def test_gate_curves_are_probabilities(fit):
 def test_numbers_that_are_categories_are_held_at_one_of_them(data):
     """Their median, here 2.5, may be no category at all; and a curve cannot run along them."""
     stages = data.assign(stage=data["id"] % 4 + 1)
-    fit = mm.fit("y ~ C(stage) + time | gate: C(stage) | re: (1 | id)", stages, rng=0, cov_type="nonrobust")
+    fit = carried("y ~ C(stage) + time | gate: C(stage) | re: (1 | id)", stages, cov_type="nonrobust")
     curves = fit.curves()
     assert curves[0].xlabel == "time"
     frame = fit.predict(
@@ -429,7 +430,7 @@ def test_numbers_that_are_categories_are_held_at_one_of_them(data):
 @pytest.mark.parametrize(("right", "places"), [("kind", ("a", "b")), ("1", ("all",))])
 def test_without_a_numeric_column_there_are_points(right, places, data):
     named = data.assign(kind=np.where(data["id"] % 3 == 0, "a", "b"))
-    fit = mm.fit(f"y ~ {right} | gate: {right} | re: (0 | id)", named, rng=0, cov_type="nonrobust")
+    fit = carried(f"y ~ {right} | gate: {right} | re: (0 | id)", named, cov_type="nonrobust")
     for kind in ("trajectories", "gate"):
         curves = fit.curves(kind)
         assert curves[0].categories == places

@@ -18,6 +18,7 @@ from mixmoe.mixed.search import order_experts, search
 from mixmoe.mixed.starting_values import fit_one_expert, random_starts, split_merge_starts
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 from tests import dense
+from tests.fits import carried
 
 FORMULA = "y ~ time + x1 | gate: z1 + z2 | re: (1 + time | id)"
 SCORE = 1e-5  # per subject, in working coordinates
@@ -72,7 +73,7 @@ def test_the_trace_never_decreases_and_ends_at_the_log_likelihood(fit):
 @pytest.mark.parametrize("cov_re", ["expert", "common", "proportional"])
 @pytest.mark.parametrize("random", ["(1 + time | id)", "(1 | id)", "(0 | id)"])
 def test_score_is_zero_at_the_optimum(cov_re, random, data):
-    fit = mm.fit(f"y ~ time + common(x1) | gate: z1 | re: {random}", data, rng=0, cov_re=cov_re)
+    fit = carried(f"y ~ time + common(x1) | gate: z1 | re: {random}", data, cov_re=cov_re)
     assert fit.converged
     assert fit.model.largest_score(fit.params) < SCORE
     assert fit.llf == pytest.approx(fit.model.loglike(fit.params), abs=1e-8)
@@ -298,7 +299,7 @@ def test_six_random_effects(bars):
     frame["y"] = (
         10 * (subject % 2) + (np.column_stack([np.ones(len(subject)), Z]) * effects[subject]).sum(axis=1) + noise
     )
-    fit = mm.fit(f"y ~ a | re: (1 + a + b + c + d + e {bars} id)", frame, rng=0)
+    fit = carried(f"y ~ a | re: (1 + a + b + c + d + e {bars} id)", frame)
     assert fit.converged
     assert fit.model.largest_score(fit.params) < SCORE
     named = fit.params.to_dict()

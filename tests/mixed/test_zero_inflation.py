@@ -99,6 +99,8 @@ def test_ends_of_the_space_are_said():
     assert np.isfinite(fit.bse.drop("zeros1")).all()
     plain = mm.fit("y ~ t | re: (0 | id)", data.assign(y=fit.model.design.response), 1, family="poisson")
     assert fit.llf == pytest.approx(plain.llf, abs=0.05)
+    limits, right = (f.predict(data.head(3), interval="confidence") for f in (fit, plain))
+    np.testing.assert_allclose(limits["mean_se"], right["mean_se"], rtol=0.01)  # the share of zeros is taken as known
 
 
 def test_outputs_carry_the_zeros(data, fit, tmp_path):

@@ -28,6 +28,7 @@ from mixmoe.mixture.gate import (
     penalty_score,
     penalty_value,
 )
+from tests.fits import carried
 
 LEVELS = np.array([0.0, 400.0, 900.0])
 
@@ -42,7 +43,7 @@ def table_data(counts, seed=0):
 
 
 def fitted(data, formula="y ~ 1 | gate: cell", experts=2, **options):
-    return mm.fit(formula, data, experts=experts, residual="common", rng=0, starts=max(8 * experts - 8, 1), **options)
+    return carried(formula, data, experts, residual="common", **options)
 
 
 def cell_log_odds(fit):
@@ -164,7 +165,7 @@ def test_the_meat_of_a_penalty_by_loops():
 @pytest.mark.parametrize("penalty", ["firth", 2.0])
 def test_information_is_the_derivative_of_the_score_that_is_zero_at_the_estimate(penalty):
     sim = mm.simulate.memoe("moderate", n_subjects=80, rng=3)
-    fit = mm.fit(sim.formula, sim.data, experts=2, rng=0, starts=3, gate_penalty=penalty)
+    fit = carried(sim.formula, sim.data, gate_penalty=penalty)
     problem, theta = fit.model.problem, fit.model.working(fit.em.params)
     here = evaluate(problem, theta[None])
     assert np.abs(here.score).max() < 1e-3
@@ -178,9 +179,9 @@ def test_information_is_the_derivative_of_the_score_that_is_zero_at_the_estimate
 
 def test_estimates_of_ordinary_data_hardly_move():
     sim = mm.simulate.memoe("separated", n_subjects=300, rng=4)
-    plain = mm.fit(sim.formula, sim.data, experts=2, rng=0, starts=3)
+    plain = carried(sim.formula, sim.data)
     for penalty in ("firth", 1):
-        fit = mm.fit(sim.formula, sim.data, experts=2, rng=0, starts=3, gate_penalty=penalty)
+        fit = carried(sim.formula, sim.data, gate_penalty=penalty)
         assert (np.abs(fit.params - plain.params) < 0.15 * plain.bse).all()
         assert plain.llf - 0.1 < fit.llf <= plain.llf + 1e-6
 

@@ -1,5 +1,7 @@
 """Counts, ordered categories and Gaussian responses of varying variance: densities, GLMMs, predictions, files."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -303,3 +305,18 @@ def test_a_theta_of_covariates(data):
 def test_what_does_not_go_together_is_refused(data, formula, options, error, words):
     with pytest.raises(error, match=words):
         mm.fit(formula, data.assign(far=99.0, zero=0), hidden=(), **options)
+
+
+def test_rows_far_outside_the_data_are_told(data):
+    with pytest.warns(mm.errors.MixmoeWarning):  # few epochs
+        fit = network(data, "gaussian", hidden=(3,), epochs=20)
+    rows = data.iloc[:3]
+    fit.predict(rows.assign(x=data["x"].max() + 0.1))  # a little outside is no matter
+    with pytest.warns(mm.errors.AssumptionWarning, match="'x' is 90 in rows to predict .1 of 3., far outside"):
+        fit.predict(rows.assign(x=[2.0, 90.0, 2.0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mm.errors.MixmoeWarning)  # of few starts, which need not agree
+        mixture = mm.fit("y ~ nn(x) + z | re: (1 | id)", data, experts=1, hidden=(2,), rng=0, starts=2)
+    mixture.predict(rows.assign(z=90.0))  # linear
+    with pytest.warns(mm.errors.AssumptionWarning, match="far outside"):
+        mixture.predict(rows.assign(x=-90.0))

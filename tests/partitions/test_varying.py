@@ -9,7 +9,7 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, SavedFileError
 from mixmoe.partitions import gathered, survey, ungrouped
-from mixmoe.varying import bandwidth, problem, sandwich
+from mixmoe.varying import bandwidth, joint_em, problem, sandwich
 from mixmoe.varying.results import VCMoEResults
 from tests.partitions.test_scan import written
 
@@ -78,6 +78,17 @@ def test_any_number_of_files_gives_the_fit_in_memory(tmp_path, data, formula, op
     pattern = written(tmp_path, data, n_files)
     data.iloc[:0].to_parquet(tmp_path / "none.parquet", index=False)
     same(fitted(formula, mm.scan(pattern, chunk_rows=37), **options), fitted(formula, data, **options))
+
+
+def test_starts_are_compared_on_some_of_very_many_rows(tmp_path, data, monkeypatch, in_memory):
+    monkeypatch.setattr(joint_em, "SCREENED", 90)
+    seen = []
+    short = joint_em.short_runs
+    monkeypatch.setattr(joint_em, "short_runs", lambda p, *rest: seen.append(p.rows.n) or short(p, *rest))
+    found = fitted(TWO, mm.scan(written(tmp_path, data, 2)), experts=2)
+    assert set(seen) == {78}  # every third of 234
+    same(found, fitted(TWO, data, experts=2))
+    np.testing.assert_allclose(found.llf, in_memory.llf, rtol=1e-6)  # the same maximum as with all rows
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from mixmoe.inference.wald import InvalidTest
 from mixmoe.three_step.distal import Distal, Predictors
 from mixmoe.three_step.estimates import Normal, StepThree, build_assignment, skewness
 from tests.check.helpers import pbc
+from tests.fits import carried
 
 SIMPLEX = {"method": "Nelder-Mead", "options": {"maxiter": 9000, "xatol": 1e-9, "fatol": 1e-10}}
 METHODS = ["bch", "ml", "naive"]
@@ -37,7 +38,7 @@ def overlapping(n_subjects=160, seed=3, K=2):
         n_subjects=n_subjects, n_visits=5, beta=beta, gamma=gamma, D=[[[0.5]]] * K, sigma=[1.0] * K, rng=rng
     )
     options = {"experts": K, "cov_re": "common", "residual": "common"}
-    fit = mm.fit("y ~ time | re: (1 | id)", sim.data, rng=0, **options)
+    fit = carried("y ~ time | re: (1 | id)", sim.data, **options)
     first = sim.data.groupby("id", sort=True).first()
     k = sim.experts - 1
     outcomes = pd.DataFrame(
@@ -59,7 +60,7 @@ def clear():
     """Memberships beyond doubt."""
     rng = np.random.default_rng(0)
     sim = mm.simulate.memoe("separated", n_subjects=200, rng=1, beta=[[0.0, 0, 0], [40.0, 0, 0]])
-    fit = mm.fit("y ~ time | re: (1 | id)", sim.data, experts=2, rng=0)
+    fit = carried("y ~ time | re: (1 | id)", sim.data)
     out = pd.DataFrame({"id": fit.responsibilities.index, "x": rng.normal(size=200)})
     out["k"] = pd.Categorical(fit.classify()["expert"].to_numpy(), categories=[1, 2])
     out["o"] = 2.0 * (out["k"] == 2) + out["x"] + rng.normal(size=200)

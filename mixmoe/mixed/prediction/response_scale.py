@@ -75,8 +75,8 @@ class LinkEstimate:
     vector : ndarray, shape (P,)
         Reported parameters.
     cov : ndarray, shape (P, P)
-        Of the reported parameters; zero where a variance is on its boundary, or a threshold infinite, and taken as
-        known.
+        Of the reported parameters; zero where a variance or a share of zeros is on its boundary, or a threshold
+        infinite, and taken as known.
     params : Params
         On the user's scale, S = 1.
     moments : Moments or None
@@ -199,11 +199,14 @@ def estimated(
 
 
 def gradient_of(of: Quantity, e: LinkEstimate, at: Covariates) -> Array:
-    """Derivatives of a quantity of shape (n, J) in the reported parameters, shape (P, n, J), by central differences."""
+    """Derivatives of a quantity of shape (n, J) in the reported parameters, shape (P, n, J), by central differences.
+
+    Zero for parameters that are taken as known, from which a step would lead out of their space.
+    """
     slopes = []
     for j, value in enumerate(e.vector):
         step = np.zeros_like(e.vector)
-        step[j] = _STEP * max(1.0, abs(value)) if np.isfinite(value) else 0.0
+        step[j] = _STEP * max(1.0, abs(value)) if np.isfinite(value) and e.cov[j, j] != 0.0 else 0.0
         up, down = of(e.moved(e.vector + step), at), of(e.moved(e.vector - step), at)
         slopes.append((up - down) / (2 * step[j]) if step[j] else np.zeros_like(up))
     return np.array(slopes)

@@ -14,11 +14,12 @@ from mixmoe.check.term_tests import TermTests
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
+from mixmoe.mixed.glmm_results import GLMMResults, covariates_of
 from mixmoe.mixed.prediction.courses import Grid, build_grid, trajectory_axis
 from mixmoe.mixed.prediction.response_scale import gradient_of
 from mixmoe.mixed.prediction.response_scale import population_means as expected_responses
 from mixmoe.mixed.prediction.trajectories import population_gradient, population_means
-from mixmoe.mixed.results import GLMMResults, MEMoEResults, covariates_of
+from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.smooth import function_bands as smooth_bands
 from mixmoe.mixed.smooth.fitting import Smoothing
 from mixmoe.mixed.smooth.function_bands import Around, function_curves, function_tables

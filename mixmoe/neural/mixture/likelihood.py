@@ -37,7 +37,7 @@ class Rows:
     codes : Tensor of int, shape (n,)
     """
 
-    y: Any
+    y: Tensor  # or None
     X: Tensor
     inputs: Tensor
     Z: Tensor

@@ -20,6 +20,7 @@ from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit
 from mixmoe.mixture_results import MoEResults
+from mixmoe.neural.batches import warn_outside
 from mixmoe.neural.blocks import one_thread
 from mixmoe.neural.mixture import network_prediction as made
 from mixmoe.neural.mixture.likelihood import responsibility_slopes, unit_scores
@@ -138,6 +139,7 @@ class NMoEResults(MoEResults):
         except NothingLeftError as error:
             first = self.model.design.for_new(self.model.design.frame.iloc[:1])
             return nothing_predicted(new, list(self._columns(first, None, wanted)), error)
+        warn_outside(self.model.design, design, self.model.columns)
         if history is not None and self.model.design.names.group is None:
             check_own_rows(history, design, new)
         past = None if known is None else self._past(known, design, history is not None)
