@@ -240,7 +240,8 @@ def estimate(
     lambdas = np.where(known, given, typical_smoothing(H, geometry))
     if start is not None:
         lambdas = np.where(known | np.isnan(start), lambdas, start)
-    tilt, trace, n_iter, n_evaluations = np.zeros(theta.size), [], 0, 0
+    trace: list[float] = []
+    tilt, n_iter, n_evaluations = np.zeros(theta.size), 0, 0
     interrupted, settled, stiff, idle = False, False, 0.0, 0
     theta = _shrunk(geometry, theta, typical_smoothing(H, geometry), lambdas)
     curve = Eliminated.of(geometry, H)
