@@ -285,6 +285,9 @@ def _widths(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"must be widths such as 10,5, or linear, got {text!r}") from error
 
 
+_WORDS = {"True": True, "False": False, "None": None}  # as the documentation of mm.fit has them
+
+
 def _named_value(text: str) -> tuple[str, Any]:
     """Name and value of ``NAME=VALUE``."""
     name, equals, value = text.partition("=")
@@ -294,7 +297,9 @@ def _named_value(text: str) -> tuple[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """The value of a text that is JSON or a number such as ``.3`` or ``inf``, else the text itself."""
+    """The value of a text that is JSON, Python's True, False or None, a number as ``.3`` or ``inf``, else the text."""
+    if text in _WORDS:
+        return _WORDS[text]
     try:
         return json.loads(text)
     except json.JSONDecodeError:

@@ -55,7 +55,8 @@ from mixmoe.mixed.parameters import (
 from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
 from mixmoe.mixed.search import off_boundary, order_experts, search, search_carried, search_from
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing, effective, smooth_maximum
-from mixmoe.mixed.smooth.functions import Function, coarse_design, functions_of, geometry_of, layout_of
+from mixmoe.mixed.smooth.functions import COARSE, Function, coarse_design, functions_of, geometry_of, layout_of
+from mixmoe.mixed.smooth.marginal import priors_of_limits
 from mixmoe.mixed.starting_values import first_inverse
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, Starts, better, warn_flags
 from mixmoe.mixture.gate import posterior_probabilities
@@ -406,15 +407,18 @@ class Estimation:
                 raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has {names}")
         if "unconditional" in options and not self.functions:
             raise ArgumentError("unconditional= is for formulas with functions s(...), and there are none")
+        for name in ("correction", "unconditional"):
+            if not isinstance(options.get(name, True), bool | np.bool_):
+                raise ArgumentError(f"{name}= must be True or False, got {options[name]!r}")
         if kind == "bootstrap":
             cov = bootstrap_covariance(
                 self.problem, self.coordinates, theta, self.layout, **options, clusters=self.clusters
             )
         else:
             clusters = self.clusters_of(options.get("cluster")) if kind == "cluster" else None
-            known, correction = checked_cov_type(kind), bool(options.get("correction", True))
-            whole = bool(options.get("unconditional", True))
-            cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, correction, whole)
+            known = checked_cov_type(kind)
+            how = (bool(options.get(name, True)) for name in ("correction", "unconditional"))
+            cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, *how)
         if any(flag.code == "degenerate" for flag in fit.flags):
             cov = replace(cov, flags=())  # that its standard errors mean nothing has been said: no reasons besides
         warn_flags(cov.flags, CATEGORIES)
@@ -514,10 +518,10 @@ class Estimation:
         theta = model.working(estimated.values)
         return Curvature(subject_scores(model.problem, theta), observed_information(model.problem, theta))
 
-    def coarse(self) -> Self:
-        """The model with a few columns for each of its functions, without penalties."""
+    def coarse(self, penalised: int = COARSE) -> Self:
+        """The model with a few columns for each of its functions, without penalties; see `coarse_columns`."""
         other = copy(self)
-        other.design, other.settings = coarse_design(self.design), {**self.settings, "smoothing": None}
+        other.design, other.settings = coarse_design(self.design, penalised), {**self.settings, "smoothing": None}
         other._arrange(build_structure(other.design, self.n_experts, self.structure.cov_re, self.response))
         other.layout = layout_of(other.design, other.structure)
         return other
@@ -533,11 +537,13 @@ class Estimation:
         other = copy(self)
         geometry = geometry_of(self.functions, self.problem.free, self.structure, self.coordinates)
         other.smoothing = effective(self, geometry, lambdas, theta)
+        estimated, of_limits = np.isnan(self.given_smoothing).any(), other.smoothing.of_limits
         other.problem = replace(
             self.problem,
             ridge=geometry.root(lambdas),
             effective=other.smoothing.of_experts,
-            ridge_of_limits=geometry.root(other.smoothing.of_limits) if np.isnan(self.given_smoothing).any() else None,
+            ridge_of_limits=geometry.root(of_limits) if estimated else None,
+            priors_of_limits=priors_of_limits(geometry, lambdas, of_limits) if estimated else None,
         )
         return other
 

@@ -100,10 +100,11 @@ def covariance(
     scores = None if kind == "nonrobust" else within_clusters(subject_scores(problem, at.theta), clusters)
     seen = _Seen(coordinates, layout, kind, clusters, n_units, correction, at, basis, whole, by_unit, scores)
     # 3. Tests of functions are given the smoothing parameters, limits are not.
-    given = _with_penalties(problem, seen, problem.ridge)
+    given = _with_penalties(problem, seen, problem.ridge, problem.ridge)
     if problem.ridge_of_limits is None or not unconditional:
         return given
-    return replace(_with_penalties(problem, seen, problem.ridge_of_limits), given=given.of_bounded)
+    of_limits = _with_penalties(problem, seen, problem.ridge_of_limits, problem.priors_of_limits)
+    return replace(of_limits, given=given.of_bounded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +137,11 @@ class _Seen:
     scores: Array | None
 
 
-def _with_penalties(problem: Problem, seen: _Seen, ridge: Array | None) -> ParamCov:
-    """Covariance of a fit with the penalties `ridge` of functions, and how far it lies from that of the problem."""
+def _with_penalties(problem: Problem, seen: _Seen, ridge: Array | None, priors: Array | None) -> ParamCov:
+    """Covariance of a fit with the penalties `ridge` of functions, and how far it lies from that of the problem.
+
+    The scores of the priors of functions are `priors`; if they are `ridge`, the covariance is that a posteriori.
+    """
     at, basis, layout, theta = seen.at, seen.basis, seen.layout, seen.at.theta
     # 1. The inverse information, and what it says about the reported parameters.
     whole = seen.information if ridge is None else seen.information + ridge.T @ ridge
@@ -150,6 +154,9 @@ def _with_penalties(problem: Problem, seen: _Seen, ridge: Array | None) -> Param
         shift = known.jacobian @ known.inverse.matrix @ score
     if seen.scores is None:
         matrix = delta_cov(known.jacobian, known.inverse.matrix)
+        if ridge is not None and priors is not None and priors is not ridge:
+            half = known.inverse.half
+            matrix = delta_cov(known.jacobian @ half, half.T @ (seen.information + priors.T @ priors) @ half)
         found = ParamCov(without_parameters(matrix, known.blank), seen.kind, flags=flags, shift=shift)
         return _with_limits(found, matrix, problem, basis, at, known)
     # 2. The middle of the sandwich: scores of the units, corrected for their leverage, and those of penalties.
@@ -157,8 +164,8 @@ def _with_penalties(problem: Problem, seen: _Seen, ridge: Array | None) -> Param
         middle = Middle(seen.scores @ known.inverse.half, known.inverse.half)
     else:
         middle = _corrected(problem, seen.scores, seen.by_unit, known, basis)
-    priors = _scores_of_penalty(problem, ridge, theta)
-    middle = replace(middle, scores=np.vstack([middle.scores, priors @ middle.back]))
+    further = _scores_of_penalty(problem, priors, theta)
+    middle = replace(middle, scores=np.vstack([middle.scores, further @ middle.back]))
     # 3. What no unit has a score for has no standard error; what rests on units of heavy leverage a rough one.
     # Fewer units than parameters leave directions without any score: a variance of zero there would be a claim.
     values, vectors = np.linalg.eigh(middle.scores.T @ middle.scores)
@@ -236,9 +243,9 @@ def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Arra
     )
 
 
-def _scores_of_penalty(problem: Problem, ridge: Array | None, theta: Array) -> Array:
+def _scores_of_penalty(problem: Problem, priors: Array | None, theta: Array) -> Array:
     """Scores of units that stand for priors of gate and functions in the middle of a sandwich, shape (M, P)."""
-    out = np.zeros((0, theta.size)) if ridge is None else ridge
+    out = np.zeros((0, theta.size)) if priors is None else priors
     if problem.penalty is not None:
         gamma = free_to_working(problem.structure, theta[None]).gamma
         values, vectors = np.linalg.eigh(penalty_meat(problem.penalty, problem.W, gamma))

@@ -405,7 +405,8 @@ def varying(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [(".3", 0.3), ("0.3", 0.3), ("inf", np.inf), ("1e-2", 0.01), ("cv", "cv"), ("true", True)]
+    ("text", "value"),
+    [(".3", 0.3), ("0.3", 0.3), ("inf", np.inf), ("1e-2", 0.01), ("cv", "cv"), ("true", True), ("False", False)],
 )
 def test_values_of_options(text, value):
     assert read_value(text) == value

@@ -1,20 +1,24 @@
 """Coverage of the bands of penalised functions, size and power of the quick test of constancy, as Markdown.
 
-    python -m tests.simulation.smooth_coverage --replicates 500 [--n 300] [--errors t] [--amplitude 0.0] [--seconds 900]
+    python -m tests.simulation.smooth_coverage --pieces normal.csv --replicates 500 [--n 300] [--errors t]
+        [--amplitude 0.0] [--first 0] [--seconds 900]
 
 Two experts, functions sin, half a sine wave, a parabola and `amplitude` times a cosine (zero: constant), a random
-intercept, a gate on one covariate, six rows per subject. Bands are those of ``| vary: t``, uncentred.
+intercept, a gate on one covariate, six rows per subject. Bands are those of ``| vary: t``, uncentred. Replicates
+are added to the file of `--pieces`; the table is of all that it holds.
 """
 
 import argparse
 import sys
-import time
 import warnings
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import mixmoe as mm
+from tests.simulation.pieces import grow, stored
 
 FIRST_SEED = 50_000
 KINDS = {
@@ -70,12 +74,12 @@ def replicate(n, amplitude, errors, seed):
                             "converged": fit.converged,
                         }
                     )
-    return rows
+    return pd.DataFrame(rows).set_index("seed")
 
 
 def table(rows):
     """Shares by covariance and function, as Markdown."""
-    grouped = pd.DataFrame(rows).groupby(["covariance", "function"], sort=False)
+    grouped = rows.groupby(["covariance", "function"], sort=False)
     head = ("covariance", "function", "sets", "simultaneous", "pointwise", "RMSE", "declared varying", "converged")
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for (covariance, name), g in grouped:
@@ -96,14 +100,11 @@ def main():
     parser.add_argument("--errors", default="normal", choices=("normal", "t"))
     parser.add_argument("--amplitude", type=float, default=0.0)
     parser.add_argument("--seconds", type=float, default=np.inf, help="after which no replicate begins")
+    parser.add_argument("--pieces", type=Path, required=True)
     given = parser.parse_args()
-    rows: list[dict] = []
-    begun = time.monotonic()
-    for seed in range(given.first, given.first + given.replicates):
-        if time.monotonic() - begun > given.seconds:
-            break
-        rows += replicate(given.n, given.amplitude, given.errors, seed)
-    print(table(rows))
+    one = partial(replicate, given.n, given.amplitude, given.errors)
+    grow(given.pieces, one, range(given.first, given.first + given.replicates), given.seconds)
+    print(table(stored(given.pieces)))
     return 0
 
 

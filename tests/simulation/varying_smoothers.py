@@ -1,16 +1,19 @@
 """Both smoothers of a VCMoE on the presets of `simulate.vcmoe`: local likelihood and `smoother="spline"`, as Markdown.
 
-    python -m tests.simulation.varying_smoothers --replicates 30 [--first 0] [--n 500] [--scenarios moderate]
+    python -m tests.simulation.varying_smoothers --pieces both.csv --replicates 30 [--first 0] [--n 500]
+        [--scenarios moderate] [--seconds 900]
 
 Both are fitted with their defaults: bandwidth by cross-validation, smoothing parameters by marginal likelihood. Per
 kind of function: root mean squared error over a grid, share of sets in which the 95 % simultaneous band holds a whole
-function, share of grid points that pointwise limits hold; CPU seconds of a fit with its bands.
+function, share of grid points that pointwise limits hold; CPU seconds of a fit with its bands. Sets are added to
+the file of `--pieces`; the table is of all that it holds.
 """
 
 import argparse
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +21,7 @@ import pandas as pd
 import mixmoe as mm
 from mixmoe.errors import MixmoeWarning
 from mixmoe.varying.presets import SCENARIOS
+from tests.simulation.pieces import grow, stored
 
 FIRST_SEED = 710_000
 SMOOTHERS = ("local", "spline")
@@ -77,7 +81,7 @@ def table(rows):
     """Lines by scenario and kind of function, as Markdown."""
     head = ("preset", "functions", "smoother", "RMSE", "simultaneous", "pointwise", "CPU s")
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for (scenario, kind, smoother), g in pd.DataFrame(rows).groupby(["scenario", "functions", "smoother"], sort=False):
+    for (scenario, kind, smoother), g in rows.groupby(["scenario", "functions", "smoother"], sort=False):
         lines.append(
             f"| {scenario} | {kind} | {smoother} | {np.sqrt(g['mse'].mean()):.3f} | "
             f"{100 * g['simultaneous'].mean():.0f} % | {100 * g['pointwise'].mean():.1f} % | "
@@ -94,14 +98,16 @@ def main():
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--scenarios", nargs="+", default=SCENARIOS, choices=SCENARIOS)
     parser.add_argument("--seconds", type=float, default=np.inf, help="after which no set begins")
+    parser.add_argument("--pieces", type=Path, required=True)
     given = parser.parse_args()
-    rows: list[dict] = []
-    begun, seed = time.monotonic(), given.first
-    while seed < given.first + given.replicates and time.monotonic() - begun < given.seconds:
-        for scenario in given.scenarios:
-            rows += replicate(scenario, given.n, seed)
-        seed += 1
-    print(f"n = {given.n}, {seed - given.first} sets\n\n{table(rows)}")
+
+    def one(seed):
+        rows = [row for scenario in given.scenarios for row in replicate(scenario, given.n, seed)]
+        return pd.DataFrame(rows, index=pd.Index([seed] * len(rows), name="seed"))
+
+    grow(given.pieces, one, range(given.first, given.first + given.replicates), given.seconds)
+    rows = stored(given.pieces)
+    print(f"n = {given.n}, {rows['seed'].nunique()} sets\n\n{table(rows)}")
     return 0
 
 

@@ -50,6 +50,8 @@ class Problem(Generic[Model]):
         Effective number of coefficients of each expert where some are penalised.
     ridge_of_limits : ndarray, shape (M, P), or None
         R of the fit around which limits lie, where smoothing parameters are estimated.
+    priors_of_limits : ndarray, shape (M, P), or None
+        Scores of priors in the covariance of that fit, see `smooth.marginal.priors_of_limits`.
     """
 
     structure: Structure
@@ -60,6 +62,7 @@ class Problem(Generic[Model]):
     ridge: Array | None = None
     effective: Array | None = None
     ridge_of_limits: Array | None = None
+    priors_of_limits: Array | None = None
 
     @cached_property
     def free(self) -> FreeVector:

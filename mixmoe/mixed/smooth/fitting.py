@@ -15,7 +15,7 @@ from mixmoe.mixed.curvature import information
 from mixmoe.mixed.likelihood.observed import evaluate
 from mixmoe.mixed.parameters import Params, user_to_reported, user_to_working, working_to_free
 from mixmoe.mixed.search import gate_shares
-from mixmoe.mixed.smooth.functions import Function, Geometry, coarse_columns, geometry_of
+from mixmoe.mixed.smooth.functions import COARSE, COARSEST, Function, Geometry, coarse_columns, geometry_of
 from mixmoe.mixed.smooth.marginal import Eliminated, Smoothed, estimate, marginal_loglik, undersmoothed
 from mixmoe.mixture.estimate import EMFit, Flag
 from mixmoe.numerics.optimise import Control
@@ -78,7 +78,7 @@ def checked_smoothing(given: Any, functions: Sequence[Function]) -> Array:
     if not functions:
         raise ArgumentError(f"smoothing={given!r} is for formulas with functions s(...), and there are none")
     if not isinstance(given, Mapping):
-        given = dict(zip(names, np.broadcast_to(_numbers(given), len(names)), strict=True))
+        given = dict(zip(names, np.broadcast_to(_numbers(given), len(names)).tolist(), strict=True))
     out = np.full(len(names), np.nan)
     for key, value in given.items():
         at = [i for i, f in enumerate(functions) if key in (f.name, f.columns.name)]
@@ -107,7 +107,10 @@ def smooth_maximum(
     """The estimate of a model with penalised functions.
 
     Starts are searched with the few smoothest columns of each function, without penalties, where the search of a MEMoE
-    holds as it is; its maximum goes on with all columns and smoothing parameters by marginal likelihood.
+    holds as it is; its maximum goes on with all columns and smoothing parameters by marginal likelihood. Where experts
+    meet along an index, their functions may be joined in several ways that are alike but for their bends, of which a
+    likelihood without penalties knows nothing: a second search has one column for bends, and the higher marginal
+    likelihood is the estimate's.
 
     Parameters
     ----------
@@ -121,14 +124,21 @@ def smooth_maximum(
     -------
     EMFit
     """
-    coarse = model.coarse()
-    if start is not None and start.experts == model.n_experts and not n_starts:
-        rough, theta = None, model.working(start.values)
-    else:
-        rough = coarse.maximum(n_starts, rng, None if start is None else _on_coarse(model, coarse, start), control)
-        theta = _refined(model, coarse, rough)
     geometry = geometry_of(model.functions, model.problem.free, model.structure, model.coordinates)
-    found = estimate(model.problem, geometry, theta, model.given_smoothing, SIGMA_FLOOR, control)
+    begun: list[tuple[EMFit | None, Array]] = []
+    if start is not None and start.experts == model.n_experts and not n_starts:
+        begun.append((None, model.working(start.values)))
+    else:
+        for columns in (COARSE, COARSEST) if model.n_experts > 1 else (COARSE,):
+            coarse = model.coarse(columns)
+            first = None if start is None else _on_coarse(model, coarse, start, columns)
+            end = coarse.maximum(n_starts, rng, first, control)
+            begun.append((end, _refined(model, coarse, end, columns)))
+    ends = [
+        (rough, estimate(model.problem, geometry, theta, model.given_smoothing, SIGMA_FLOOR, control))
+        for rough, theta in begun
+    ]
+    rough, found = max(ends, key=lambda end: end[1].trace[-1] if end[1].trace.size else -np.inf)
     found = _ordered(model, geometry, found, control)
     at = model.at(found.lambdas, found.theta)
     fit = at.record(_as_search(model, geometry, found))
@@ -141,22 +151,22 @@ def smooth_maximum(
     return replace(fit, starts=rough.starts, flags=(*kept, *fit.flags))
 
 
-def _on_coarse(model: "Estimation", coarse: "Estimation", start: Estimated) -> Estimated:
+def _on_coarse(model: "Estimation", coarse: "Estimation", start: Estimated, columns: int) -> Estimated:
     """A start on the coarse basis: its rougher columns left out."""
     fine = model.with_experts(start.experts)
     p = fine.user(start.values)
-    x, w = coarse_columns(model.design, "expert"), coarse_columns(model.design, "gate")
+    x, w = (coarse_columns(model.design, section, columns) for section in ("expert", "gate"))
     params = replace(p, beta=p.beta[:, :, x], gamma=p.gamma[:, :, w])
     values = user_to_reported(coarse.with_experts(start.experts).structure, params)[0]
     return Estimated(start.experts, values, start.loglik, start.degenerate)
 
 
-def _refined(model: "Estimation", coarse: "Estimation", fit: EMFit) -> Array:
+def _refined(model: "Estimation", coarse: "Estimation", fit: EMFit, columns: int) -> Array:
     """The free vector of a fit on the coarse basis with all columns."""
     p, s = coarse.user(fit.params), model.structure
     beta, gamma = np.zeros((1, s.n_experts, s.n_columns)), np.zeros((1, s.n_experts - 1, s.n_gate))
-    beta[:, :, coarse_columns(model.design, "expert")] = p.beta
-    gamma[:, :, coarse_columns(model.design, "gate")] = p.gamma
+    beta[:, :, coarse_columns(model.design, "expert", columns)] = p.beta
+    gamma[:, :, coarse_columns(model.design, "gate", columns)] = p.gamma
     # A coarse basis without penalties may tell experts apart without error: what is infinite there is no start here.
     largest = np.abs(model.design.gate @ np.swapaxes(gamma, 1, 2)).max(axis=1)  # (1, K - 1)
     gamma *= np.minimum(1.0, _LOG_ODDS / np.maximum(largest, _LOG_ODDS))[:, :, None]

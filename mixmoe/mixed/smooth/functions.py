@@ -72,7 +72,7 @@ def _joined(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     return (Part(" + ".join(part.text for part in parts), "free", intercept),)
 
 
-_COARSE = 3  # penalised columns of the basis on which starts are searched; they are the smoothest
+COARSE, COARSEST = 3, 1  # penalised columns of the bases on which starts are searched; they are the smoothest
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,19 +217,19 @@ def uncentred(c: Coordinates, design: Design) -> Coordinates:
     return replace(c, center=center)
 
 
-def coarse_columns(design: Design, section: str) -> IntArray:
-    """Columns of a section without the rougher ones of its functions."""
+def coarse_columns(design: Design, section: str, penalised: int) -> IntArray:
+    """Columns of a section with as many of each function, the smoothest, as are `penalised`, and those that are not."""
     width = design.expert.shape[1] if section == "expert" else design.gate.shape[1]
     left = np.ones(width, dtype=bool)
     for smooth in design.smooths:
         if smooth.section == section:
-            left[smooth.columns[smooth.penalised][_COARSE:]] = False
+            left[smooth.columns[smooth.penalised][penalised:]] = False
     return np.flatnonzero(left)
 
 
-def coarse_design(design: Design) -> Design:
-    """The design with a coarse basis for each function, without penalties."""
-    x, w = coarse_columns(design, "expert"), coarse_columns(design, "gate")
+def coarse_design(design: Design, penalised: int = COARSE) -> Design:
+    """The design with a coarse basis for each function, without penalties; see `coarse_columns`."""
+    x, w = (coarse_columns(design, section, penalised) for section in ("expert", "gate"))
     names = replace(
         design.names,
         expert=tuple(design.names.expert[j] for j in x),

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
+from scipy.optimize import brentq
 
 from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.mixed.ascents import Guarded
@@ -48,7 +49,8 @@ _STEEPEST = 2.0  # tilt, in standard errors of the parameter
 _STIFF_AGAIN = 32.0  # most where the tilt goes to and fro
 _STIFFEST = 1e3  # and where the marginal log-likelihood falls
 _GAIN = 1e-6  # change of the marginal log-likelihood below which a round has gained nothing
-_RAISED = 2.0  # deviation added to the prior where limits are from, in standard errors of the best-known coefficient
+_FURTHER = 2.5  # degrees of freedom that a function has where limits are from, besides those that are not penalised
+_HALVINGS = 20  # of what the prior variances are raised by there
 _IDLE = 5  # such rounds in a row after which only directions without information can be left
 
 
@@ -176,14 +178,14 @@ class Eliminated:
         out[np.ix_(self.outside, self.outside)] = self.others - self.across.T @ beside
         return self.geometry.basis @ out @ self.geometry.basis.T
 
-    def best_known(self, lambdas: Array, j: int) -> float:
-        """Largest eigenvalue of the information on the coefficients of function j, all others integrated out."""
+    def spectrum(self, lambdas: Array, j: int) -> Array:
+        """Eigenvalues, ascending, of the information on the coefficients of function j, all others integrated out."""
         own = self.geometry.owners == j
         rest = _positive_inverse(
             self.left[np.ix_(~own, ~own)] + np.diag(lambdas[self.geometry.owners[~own]]), self.least
         )
         across = self.left[np.ix_(own, ~own)]
-        return float(np.linalg.eigvalsh(self.left[np.ix_(own, own)] - across @ rest @ across.T)[-1])
+        return np.asarray(np.linalg.eigvalsh(self.left[np.ix_(own, own)] - across @ rest @ across.T))
 
 
 def _positive_inverse(A: Array, least: float) -> Array:
@@ -238,7 +240,8 @@ def estimate(
     lambdas = np.where(known, given, typical_smoothing(H, geometry))
     if start is not None:
         lambdas = np.where(known | np.isnan(start), lambdas, start)
-    tilt, trace, n_iter, n_evaluations = np.zeros(theta.size), [], 0, 0
+    trace: list[float] = []
+    tilt, n_iter, n_evaluations = np.zeros(theta.size), 0, 0
     interrupted, settled, stiff, idle = False, False, 0.0, 0
     theta = _shrunk(geometry, theta, typical_smoothing(H, geometry), lambdas)
     curve = Eliminated.of(geometry, H)
@@ -275,7 +278,10 @@ def estimate(
             with np.errstate(all="ignore"):  # an ascent that went too far may end where anything overflows
                 H_there, e_there = information(problem, end.theta[0]), evaluate(problem, end.theta)
                 after = _height(e_there, geometry, H_there, lambdas, end.theta[0])
-            emptied = (typical_smoothing(H_there, geometry) < _EMPTIED * typical_smoothing(H, geometry)).any()
+            # From a start, which has its bends halved, residual deviations and with them all information may move far.
+            emptied = bool(trace) and bool(
+                (typical_smoothing(H_there, geometry) < _EMPTIED * typical_smoothing(H, geometry)).any()
+            )
             if (after > before - _FALL and not emptied) or end.interrupted or stiff > _STIFFEST:
                 break
             stiff = max(_STIFF, _STIFFER * stiff)
@@ -441,9 +447,9 @@ def undersmoothed(geometry: Geometry, H: Array, lambdas: Array, estimated: BoolA
     Returns
     -------
     ndarray, shape (J,)
-        ``1 / (1 / lambda + 4 / d)`` where lambda is estimated, with d the largest eigenvalue of the information on the
-        penalised coefficients of the function, all other parameters integrated out: the prior variance is raised by the
-        square of two standard errors of the best-known coefficient.
+        ``1 / (1 / lambda + v)`` where lambda is estimated, with v the prior variance at which the function would have
+        two and a half effective degrees of freedom (of a small basis half of them) besides those that are not
+        penalised, all other parameters integrated out.
 
     Notes
     -----
@@ -452,14 +458,44 @@ def undersmoothed(geometry: Geometry, H: Array, lambdas: Array, estimated: BoolA
     is, hold far less often than they say; an average over the marginal likelihood of lambda holds them at the price of
     limits that are too wide where the function is a line. Limits around an estimate with less bias, with the standard
     error of that one, hold at both (undersmoothing, Hall 1992; robust bias correction, Calonico, Cattaneo & Farrell
-    2018): in this fit the best-known coefficient of each function, about that of a parabola, is shrunk by a fifth at
-    most. For functions whose bend data see, lambda is small beside d, and little changes. Bends that turn several times
-    and are small beside their standard error are still held less often than limits say; with the second eigenvalue for
-    the measure they would be, and limits of a line half as wide again as its own.
+    2018). For functions whose bend data see, little changes. Degrees of freedom are what decides how many turns are
+    held; those of single coefficients would be others for each kind of basis. Bends that turn four times and more and
+    are small beside their standard error are still held less often than limits say.
+
+    Negative curvature of a mixture's likelihood is outweighed twice by the penalties, so that the covariance around
+    this fit, see `priors_of_limits`, is one: where it would not be, all functions come back towards the estimate.
     """
-    curve, out = Eliminated.of(geometry, H), lambdas.copy()
+    curve, raised = Eliminated.of(geometry, H), np.zeros(len(lambdas))
     for j in np.flatnonzero(estimated):
-        d = curve.best_known(lambdas, int(j))
-        if d > 0:  # a function about which there are no data stays what it is
-            out[j] /= 1 + out[j] * _RAISED**2 / d
-    return out
+        raised[j] = _variance_of(curve.spectrum(lambdas, int(j)))
+    for _ in range(_HALVINGS):
+        out = np.asarray(lambdas / (1 + lambdas * raised))
+        half = curve.left + 0.5 * np.diag(out[geometry.owners])
+        scale = np.sqrt(np.maximum(np.abs(np.diag(half)), curve.least))
+        if np.linalg.eigvalsh(half / np.outer(scale, scale))[0] > 0:
+            return out
+        raised *= 0.5
+    return lambdas
+
+
+def _variance_of(d: Array) -> float:
+    """Prior variance at which coefficients with the information d, shape (r,), have the wanted degrees of freedom."""
+    known = d[d > _NO_DATA * d[-1]] if d[-1] > 0 else d[:0]
+    if not known.size:  # a function about which there are no data stays what it is
+        return 0.0
+    wanted = min(_FURTHER, 0.5 * known.size)
+    # A coefficient has d / (d + 1 / v): at the ends of the range each has less, or each more, than its share.
+    share = wanted / known.size
+    ends = np.log(share / (1 - share) / known[[-1, 0]]) + np.array([-1.0, 1.0])
+    return float(np.exp(brentq(lambda log_v: float((1 / (1 + np.exp(-log_v) / known)).sum()) - wanted, *ends)))
+
+
+def priors_of_limits(geometry: Geometry, lambdas: Array, of_limits: Array) -> Array:
+    """Scores of the priors in the covariance of the fit around which limits lie, shape (M, P).
+
+    That fit, of smoothing parameters l, has the expected squared error ``V (H + l T l) V`` where coefficients have the
+    prior variance T: sampling, and bias. T is half way between the variance that the data ask for, 1 / lambda, and
+    1 / l, with which the error is V. The former is zero in most samples from a small bend; the latter is for limits of
+    a line what makes them hold too often.
+    """
+    return geometry.root(0.5 * of_limits * (1 + of_limits / lambdas))
