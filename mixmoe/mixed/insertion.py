@@ -141,7 +141,7 @@ def beside(below: ClosedForm, theta: Array) -> Beside:
     params = free_to_working(below.structure, theta[None])
     joint = subject_logliks(below, theta).T
     log_prior = gate_log_probabilities(below.W, params.gamma)[0]
-    intercept = np.linalg.lstsq(below.W, np.ones(len(below.W)), rcond=None)[0]
+    intercept = np.asarray(np.linalg.lstsq(below.W, np.ones(len(below.W)), rcond=None)[0], dtype=np.float64)
     base, sizes = logsumexp(joint, axis=0), np.exp(log_prior).sum(axis=1)
     return Beside(below, params, base, joint.argmax(axis=0), log_prior, sizes, intercept)
 
