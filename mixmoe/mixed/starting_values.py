@@ -37,7 +37,7 @@ _SHELLS = 0.5  # of the cuts are around the centre of an expert
 _STEEP = 8.0  # log-odds per standard deviation of the covariates that a corner is cut off with
 _TAIL = 0.01  # smallest share of an expert that is cut off it
 _LEAST_INFORMATION = 1e-3  # per subject, in working coordinates, that ascents start with
-_LEAST_EXACT = 1e-6  # the same where it is the information itself: along separated levels it is small, and steps long
+_LEAST_SEPARABLE = 1e-6  # the same of the information itself where levels may be separated: steps along them are long
 _FEW_POINTS = 2  # at which the information itself is worth its cost
 
 
@@ -77,7 +77,9 @@ def first_inverse(problem: Problem, theta: Array) -> Array:
         information = np.array([np.nan_to_num(observed_information(problem, point)) for point in theta])
     else:
         information = summed_products(problem, theta)
-    least = (_LEAST_EXACT if exact else _LEAST_INFORMATION) * problem.n_subjects
+    # Levels of normal responses are never separated: there small curvature is that of a point far from a maximum.
+    separable = exact and not problem.structure.has_sigma
+    least = (_LEAST_SEPARABLE if separable else _LEAST_INFORMATION) * problem.n_subjects
     return np.array([floored_inverse(each, least) for each in information])
 
 
