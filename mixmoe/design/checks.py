@@ -3,7 +3,7 @@
 Messages name column and row.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.design.complete_rows import Rows, earliest
 from mixmoe.design.formulaic_engine import Categories, Materialized
-from mixmoe.design.frame import FrameView, infinite, is_numeric, missing, shown
+from mixmoe.design.frame import FrameView, infinite, is_numeric, missing, shown, unhashable
 from mixmoe.design.recipe import ENGINES, WHERE, Recipe, response_column
 from mixmoe.errors import AssumptionWarning, CollinearityWarning, DesignError, warn
 
@@ -40,6 +40,14 @@ def check_types(rows: Rows, frame: FrameView, recipe: Recipe, wanted: tuple[str,
                 values = rows.columns[used.name]
                 if used.plain and section in ("response", "index") and not is_numeric(values):
                     raise _not_numeric(values, used.name, section, rows, frame)
+                wrong = unhashable(values)  # within calls too, C(g), where it would be an error of the library below
+                if wrong is not None:
+                    value = values.iloc[wrong]
+                    raise DesignError(
+                        f"column {used.name!r} in {WHERE[section]} holds {type(value).__name__} values, such as "
+                        f"{value!r}; terms are computed from numbers, texts or categories; make columns of single "
+                        "values"
+                    )
                 if used.plain:
                     _check_covariate(values, used.name, section, rows, frame)
     if recipe.formula.seq is not None and recipe.formula.seq.order in rows.keys:
@@ -238,12 +246,6 @@ def _check_covariate(values: pd.Series, name: str, section: str, rows: Rows, fra
         raise DesignError(
             f"column {name!r} in {WHERE[section]} holds {kind} values, such as {shown(values.iloc[0])}; terms are "
             "computed from numbers, texts or categories; convert it, for example dates to days since a start"
-        )
-    if kind == "mixed" and not all(isinstance(value, Hashable) for value in values):
-        value = next(value for value in values if not isinstance(value, Hashable))
-        raise DesignError(
-            f"column {name!r} in {WHERE[section]} holds {type(value).__name__} values, such as {value!r}; terms are "
-            "computed from numbers, texts or categories; make columns of single values"
         )
     _refuse_numbers_as_text(values, name, section, rows, frame)
     levels = values.nunique()

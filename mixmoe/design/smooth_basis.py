@@ -180,7 +180,10 @@ def smooth(
 
 def _numbers(x: Any, what: str) -> Array:
     if not (np.ndim(x) == 1 and pd.api.types.is_numeric_dtype(np.asarray(x).dtype)):
-        raise DesignError(f"{what} of s(...) must be one column of numbers; convert it, for example with pd.to_numeric")
+        raise DesignError(
+            f"{what} of s(...) must be one column of numbers, got {np.ravel(x)[:1].tolist()} and so on; convert it, "
+            "for example with pd.to_numeric"
+        )
     return np.asarray(x, dtype=float)
 
 

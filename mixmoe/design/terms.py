@@ -30,7 +30,8 @@ def network_inputs(*columns: Any) -> NDArray[np.float64]:
     for i, column in enumerate(values):
         if column.ndim != 1 or column.dtype.kind not in "biuf":
             raise DesignError(
-                f"input {i + 1} of nn(...) must be one column of numbers; make columns of zeros and ones of categories "
+                f"input {i + 1} of nn(...) must be one column of numbers, got {column.ravel()[:1].tolist()} and so on; "
+                "convert numbers read as text with pd.to_numeric, and make columns of zeros and ones of categories "
                 "beforehand, or put them beside the network, as in nn(x1) + C(g)"
             )
     return np.column_stack([column.astype(float) for column in values])

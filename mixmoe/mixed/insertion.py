@@ -25,14 +25,15 @@ _MOST_COEFFICIENTS = 40  # of an expert, up to which one is inserted
 _BATCHES, _BATCH = 2, 128  # sets of subjects that are drawn
 _PAIRS = 96  # of a batch
 _SET_ROUNDS, _GROWING = 3, 2  # EM steps with a set as it is, and with whoever joins or leaves it, among the few
-_GENERATIONS, _PARENTS = 4, 64  # batches of sets that are bred from the best so far, and how many these are
+_GENERATIONS, _PARENTS = 5, 64  # batches of sets that are bred from the best so far, and how many these are
 _MEMBER = 0.15  # share of a subject that counts as one in breeding
 _FINAL_ROUNDS = 5  # steps of those that are left, with a gate of their own, among the many
 _FEW = 256  # candidates: subjects to whom an expert of their own would be worth most
 _MANY = 1000  # the same in the final rounds
 _FINALISTS = 40
 _NARROW = 0.1  # of the residual deviations of the others is what the best expert of one subject may have at least
-_SAME_SHARE = 0.8  # of the smaller of two new experts that is in both if they are one; nuclei of one half do grow apart
+_SAME_PARENT, _SAME_SHARE = 0.8, 0.9  # of the larger of two new experts that is in both if they are one: of parents,
+# which must not crowd out others, and of those that go on: maxima may differ in one of five subjects
 _MAX_SHIFT = 4.0  # largest change of the gate's predictor in one step
 
 
@@ -140,7 +141,7 @@ def beside(below: ClosedForm, theta: Array) -> Beside:
     params = free_to_working(below.structure, theta[None])
     joint = subject_logliks(below, theta).T
     log_prior = gate_log_probabilities(below.W, params.gamma)[0]
-    intercept = np.linalg.lstsq(below.W, np.ones(len(below.W)), rcond=None)[0]
+    intercept = np.asarray(np.linalg.lstsq(below.W, np.ones(len(below.W)), rcond=None)[0], dtype=np.float64)
     base, sizes = logsumexp(joint, axis=0), np.exp(log_prior).sum(axis=1)
     return Beside(below, params, base, joint.argmax(axis=0), log_prior, sizes, intercept)
 
@@ -158,13 +159,16 @@ def with_new(problem: ClosedForm, params: Params, new: Inserted) -> Array:
 def reinserted_starts(problem: ClosedForm, one: OneExpert, theta: Array, n: int, rng: np.random.Generator) -> Array:
     """Up to `n` free vectors in which an expert of the fit `theta`, shape (P,), gave way to one elsewhere.
 
-    It is one of the two whose absence costs least.
+    Each of the two whose absence costs least in turn, if so little that they may be handfuls; else the first of them.
     """
-    below = fewer_experts(problem)
-    without = [without_expert(problem, theta, k) for k in range(problem.structure.n_experts)]
-    cost = [-float(logsumexp(subject_logliks(below, each), axis=1).sum()) for each in without]
-    k = int(rng.choice(np.argsort(cost)[:2]))
-    return inserted_starts(problem, one, without[k], n, rng)
+    below, level = fewer_experts(problem), evaluate(problem, theta[None]).loglik[0]
+    without = np.array([without_expert(problem, theta, k) for k in range(problem.structure.n_experts)])
+    cost = level - evaluate(below, without).loglik
+    cheapest = np.argsort(cost)[:2]
+    handfuls = cheapest[cost[cheapest] < _LITTLE * (problem.free.size - below.free.size)]
+    leaving = handfuls if handfuls.size else cheapest[:1]
+    parts = [inserted_starts(problem, one, without[k], n // leaving.size, rng) for k in leaving]
+    return np.vstack(parts)
 
 
 def without_expert(problem: ClosedForm, theta: Array, k: int) -> Array:
@@ -188,11 +192,14 @@ def insertions(fit: Beside, features: Array, rng: np.random.Generator) -> Insert
     new = _together([_raised(fit, part, few, *_sets(features[few], pairs, rng)) for _ in range(_BATCHES)])
     # 2. What is left of them is bred: sets of some subjects of one, often with some of another, hold more of a right
     #    handful than pairs at random do. Those that would fit a few subjects exactly are no experts.
-    for _ in range(_GENERATIONS):
-        new = new.take(distinct(_unless_exact(fit, new), _PARENTS))
+    for generation in range(1 + _GENERATIONS):
+        new = new.take(distinct(_unless_exact(fit, new), _PARENTS, _SAME_PARENT))
         if not new.gain.size:
             return new
-        new = _together([new, _raised(fit, part, few, *_bred(new, rng))])
+        # At the end the best without one of their subjects: there may be a maximum with and one without.
+        sets, first = _bred(new, rng) if generation < _GENERATIONS else _less_one(new)
+        if len(sets):  # none where all are pairs
+            new = _together([new, _raised(fit, part, few, sets, first)])
     new = new.take(distinct(_unless_exact(fit, new), _FINALISTS))
     # 3. With a gate of their own, and among more subjects.
     new = replace(new, subjects=many, share=np.pad(new.share, ((0, 0), (0, many.size - few.size))))
@@ -212,6 +219,16 @@ def _raised(fit: Beside, part: ClosedForm, few: NDArray[np.intp], sets: Array, f
     for _ in range(_GROWING):
         new = _grown(fit, part, new, tilt=False)
     return _weighed(fit, part, new)
+
+
+def _less_one(new: Inserted) -> tuple[Array, NDArray[np.intp]]:
+    """Memberships, shape (C, n), of the best without one of their subjects in turn, and a member of each."""
+    member = new.share[np.argsort(-new.gain, kind="stable")] > _MEMBER
+    member = member[member.sum(axis=1) > 2]
+    which, dropped = (each[:_BATCH] for each in np.nonzero(member))
+    sets = member[which].astype(float)
+    sets[np.arange(len(sets)), dropped] = 0.0
+    return sets, sets.argmax(axis=1)
 
 
 def _together(all_of: list[Inserted]) -> Inserted:
@@ -368,7 +385,7 @@ def _tilted(fit: Beside, new: Inserted) -> Array:
     return np.asarray(gamma + (step * (_MAX_SHIFT / np.maximum(shift, _MAX_SHIFT))[:, None])[:, None])
 
 
-def distinct(new: Inserted, n: int) -> NDArray[np.intp]:
+def distinct(new: Inserted, n: int, same: float = _SAME_SHARE) -> NDArray[np.intp]:
     """Which `n` gain most, of those with the same subjects one; without those of none."""
     kept: list[int] = []
     size = new.share.sum(axis=1)
@@ -376,6 +393,6 @@ def distinct(new: Inserted, n: int) -> NDArray[np.intp]:
         if len(kept) == n or np.isneginf(new.gain[i]):
             break
         common = np.minimum(new.share[kept], new.share[i]).sum(axis=1)
-        if not (common > _SAME_SHARE * np.maximum(size[kept], size[i])).any():
+        if not (common > same * np.maximum(size[kept], size[i])).any():
             kept.append(int(i))
     return np.array(kept, dtype=np.intp)

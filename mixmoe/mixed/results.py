@@ -53,7 +53,6 @@ from mixmoe.mixed.prediction.trajectories import (
     population_means,
     prior_history,
     proportion_intervals,
-    random_effects_frame,
     subject_mixture,
     weighted_mean_errors,
 )
@@ -71,6 +70,7 @@ from mixmoe.output.predictions import (
     in_user_order,
     mean_columns,
     mixture_intervals,
+    random_effects_frame,
     refuse_posterior_limits,
     with_offset,
 )
@@ -316,7 +316,8 @@ class MEMoEResults(MoEResults):
         ``"expert1"`` ... (given the expert); the second the random effect, and its standard error as ``..._se``.
         """
         past = past_of_subjects(self.model, self._known(), self.model.design, self.model.design)
-        return random_effects_frame(past, self.model.design.names, self.responsibilities.index)
+        names, index = self.model.design.names.random, self.responsibilities.index
+        return random_effects_frame(past.probabilities, past.means, past.covariances, names, index)
 
     def fitted(self, kind: FittedKind = "subject") -> pd.Series:
         """Fitted values, one per row used, in the order of the data.

@@ -90,10 +90,23 @@ def gate_step(W: Array, responsibilities: Array, gamma: Array, weights: Array | 
     weights = np.ones(W.shape[0]) if weights is None else weights
     log_prior = gate_log_probabilities(W, gamma)
     score = (gate_scores(log_prior, responsibilities) * weights) @ W  # (S, K-1, m)
-    # Both steps are tried on all starts at once; each start takes Newton where that ascends, the safe one elsewhere.
-    newton = gamma + _newton_direction(W, log_prior, score, weights)
-    bound = gamma + _bound_direction(W, score, weights)
+    # 1. Newton's step. Beside a separated covariate the information vanishes; a ridge relative to its size keeps the
+    # solve finite.
+    information = gate_information(W, log_prior, weights)
+    size = information.shape[1]
+    ridge = 1e-8 * (weights @ (W * W).sum(axis=1)) / size
+    flat = np.linalg.solve(information + ridge * np.eye(size), score.reshape(len(score), size, 1))
+    direction = flat.reshape(score.shape)
+    shift = np.abs(direction @ W.T).max(axis=(1, 2), initial=0.0)
+    newton = gamma + direction * (_MAX_SHIFT / np.maximum(shift, _MAX_SHIFT))[:, None, None]
+    # 2. The safe step: the bound (I - 11'/K)/2 x W'W does not depend on the coefficients, and is a Kronecker product:
+    # two small solves.
+    J = score.shape[1]
+    simplex = _BOUND_SCALE * (np.eye(J) - np.ones((J, J)) / (J + 1))
+    gram = (W * weights[:, None]).T @ W
+    bound = gamma + np.linalg.solve(simplex, np.swapaxes(np.linalg.solve(gram, np.swapaxes(score, 1, 2)), 1, 2))
 
+    # 3. Both are tried on all starts at once; each start takes Newton's where that ascends, the safe one elsewhere.
     def objective(coef: Array) -> Array:
         return np.einsum("skn,skn,n->s", responsibilities, gate_log_probabilities(W, coef), weights)
 
@@ -112,25 +125,6 @@ def gate_information(W: Array, log_prior: Array, weights: Array) -> Array:
     outer = (W[:, :, None] * W[:, None]).reshape(N, m * m)
     blocks = (curvature.reshape(S * J * J, N) @ outer).reshape(S, J, J, m, m)
     return blocks.transpose(0, 1, 3, 2, 4).reshape(S, J * m, J * m)
-
-
-def _newton_direction(W: Array, log_prior: Array, score: Array, weights: Array) -> Array:
-    information = gate_information(W, log_prior, weights)
-    size = information.shape[1]
-    # Beside a separated covariate the information vanishes; a ridge relative to its size keeps the solve finite.
-    ridge = 1e-8 * (weights @ (W * W).sum(axis=1)) / size
-    flat = np.linalg.solve(information + ridge * np.eye(size), score.reshape(len(score), size, 1))
-    direction = flat.reshape(score.shape)
-    shift = np.abs(direction @ W.T).max(axis=(1, 2), initial=0.0)
-    return direction * (_MAX_SHIFT / np.maximum(shift, _MAX_SHIFT))[:, None, None]
-
-
-def _bound_direction(W: Array, score: Array, weights: Array) -> Array:
-    J = score.shape[1]
-    simplex = _BOUND_SCALE * (np.eye(J) - np.ones((J, J)) / (J + 1))
-    # The bound (I - 11'/K)/2 x W'W does not depend on the coefficients, and is a Kronecker product: two small solves.
-    gram = (W * weights[:, None]).T @ W
-    return np.linalg.solve(simplex, np.swapaxes(np.linalg.solve(gram, np.swapaxes(score, 1, 2)), 1, 2))
 
 
 _NO_INFORMATION = 1e-6  # per unit, in a direction of orthonormal columns

@@ -264,7 +264,11 @@ def transition_curves(
     first = found.labels[: 0 if shared else count].tolist()
     chosen = first if persons is None else found.labels[places_of(found.labels, persons)].tolist()
     of_persons = dict(tuple(found.persons.groupby("person", sort=False)))
-    axis = {"xlabel": "next state", "ylabel": "probability", "categories": tuple(map(str, found.states))}
+    axis: dict[str, Any] = {
+        "xlabel": "next state",
+        "ylabel": "probability",
+        "categories": tuple(map(str, found.states)),
+    }
     x, curves = np.arange(float(len(found.states))), []
     for state in found.states:
         panel = f"from {state}"

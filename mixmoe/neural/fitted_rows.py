@@ -198,9 +198,9 @@ def history_tails(persons: Persons) -> Array:
 
 def before(block: Block, place: int) -> Block:
     """A block without its rows from `place` on."""
-    mask = block.mask.clone()
-    mask[:, place:] = 0.0
-    return replace(block, mask=mask)
+    mask, weights = block.mask.clone(), block.weights.clone()
+    mask[:, place:], weights[:, place:] = 0.0, 0.0
+    return replace(block, mask=mask, weights=weights)
 
 
 def draw_rows(persons: Persons, rng: np.random.Generator) -> Array:

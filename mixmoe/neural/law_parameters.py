@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from mixmoe._typing import Array
-from mixmoe.mixture.estimate import Flag, Parameter
+from mixmoe.mixture.estimate import Block, Flag, Parameter
 from mixmoe.neural.batches import Scaling
 from mixmoe.neural.blocks import to_array, torch
 from mixmoe.neural.estimators.trained import Problem, Trained, total_loss
@@ -19,6 +19,9 @@ from mixmoe.neural.marginal_likelihood import (
 from mixmoe.neural.network import TensorSpec, no_clumping
 from mixmoe.neural.person_predictions import to_state
 from mixmoe.neural.response_law import OF_NORMAL
+
+DISPERSION: Block = "dispersion"
+RESIDUAL: Block = "residual"
 
 
 def population_parameters(
@@ -44,7 +47,8 @@ def population_parameters(
         cells = [f"cut({b})" for b in between] if is_regression(problem) else [f"step({b})" for b in between[1:]]
         found += [Parameter(cell, "threshold", cell, tested=False) for cell in cells]
     if problem.family in ("negbinomial", "heteroscedastic"):
-        name, block = ("theta", "dispersion") if problem.family == "negbinomial" else ("sigma", "residual")
+        counts = problem.family == "negbinomial"
+        name, block = "theta" if counts else "sigma", DISPERSION if counts else RESIDUAL
         found.append(Parameter(name, block, name, tested=False))
         found += [Parameter(f"{name}.{of}", block, f"{name}.{of}") for of in sigma]
     return found

@@ -490,8 +490,8 @@ def unknown_rows(
             found = (mean, variance, *draw_limits(problem, fit, values, extra, limits, outputs))
             for part, value in zip(parts, found, strict=True):
                 part.append((block, value))
-    found = over_persons(blocks, parts, limits)
-    return replace(found, noise=gather(blocks, noise)) if noisy else found
+    predicted = over_persons(blocks, parts, limits)
+    return replace(predicted, noise=gather(blocks, noise)) if noisy else predicted
 
 
 def draw_limits(
@@ -507,8 +507,8 @@ def draw_limits(
     low, high = limits.alpha / 2.0, 1.0 - limits.alpha / 2.0
     noise: Tensor | float = fit.sigma2 if limits.noise and problem.family == "gaussian" else 0.0
     if outputs is not None and problem.family in COUNTS:
-        ends = (count_quantile(problem.family, outputs, level) for level in (low, high))
-        return tuple(end.unsqueeze(-1) for end in ends)  # type: ignore[return-value]
+        first, last = (count_quantile(problem.family, outputs, level).unsqueeze(-1) for level in (low, high))
+        return first, last
     if outputs is not None:
         noise = response_variance(problem.family, outputs).unsqueeze(-1)
     sd = (torch.zeros_like(values[:1]) + extra + noise).sqrt()

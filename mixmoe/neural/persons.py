@@ -454,9 +454,9 @@ def predicted_columns(
     own = limits_of_persons(persons, wanted)
     limits = Limits(wanted.alpha, wanted.noise, not (wanted.noise or own))
     size = n_means(persons.problem.family, persons.problem.network.n_out, len(persons.design.response_levels or ()))
-    whole = Prediction(
-        np.zeros((design.n, size)), np.zeros((design.n, size)), *np.full((2, design.n), np.nan), np.zeros(design.n)
-    )
+    means, variances = np.zeros((2, design.n, size))
+    low, high = np.full((2, design.n), np.nan)
+    whole = Prediction(means, variances, low, high, np.zeros(design.n))
     if persons.levels:
         codes = level_codes(persons.levels, design, own=own)
         every = np.ones(design.n, dtype=bool)
@@ -490,7 +490,8 @@ def labelled(persons: Persons, found: Prediction, wanted: Wanted) -> dict[str, A
             ends = normal_limits(found.mean[:, 0], variance, wanted.alpha)
         else:
             safe = np.maximum(found.mean[:, 0], 1e-300)
-            ends = tuple(map(np.exp, normal_limits(np.log(safe), variance / safe**2, wanted.alpha)))
+            first, last = normal_limits(np.log(safe), variance / safe**2, wanted.alpha)
+            ends = np.exp(first), np.exp(last)
         low, high = (
             end if by is None else np.where(np.isnan(by), end, by)
             for end, by in zip(ends, (found.lower, found.upper), strict=True)
@@ -522,8 +523,8 @@ def scored(persons: Persons, found: Prediction, wanted: Wanted) -> Array | Inter
         return mean
     if wanted.noise:
         below = p.cumsum(axis=1)[:, :-1]
-        ends = (scores[(below < level).sum(axis=1)] for level in (wanted.alpha / 2.0, 1.0 - wanted.alpha / 2.0))
-        return Interval(mean, np.sqrt(np.maximum(p @ scores**2 - mean**2, 0.0)), *ends)
+        places = [(below < level).sum(axis=1) for level in (wanted.alpha / 2.0, 1.0 - wanted.alpha / 2.0)]
+        return Interval(mean, np.sqrt(np.maximum(p @ scores**2 - mean**2, 0.0)), scores[places[0]], scores[places[1]])
     low, width = scores[0], scores[-1] - scores[0]
     share = np.clip((mean - low) / width, 1e-12, 1.0 - 1e-12)
     ends = normal_limits(np.log(share / (1.0 - share)), variance / (width * share * (1.0 - share)) ** 2, wanted.alpha)

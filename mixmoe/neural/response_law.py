@@ -74,7 +74,7 @@ def log_density_function() -> Any:
         columns = [torch.as_tensor(np.broadcast_to(v, (1, n)).reshape(n).copy(), device=like.device) for v in values]
         return torch.stack(columns, -1).reshape(*like.shape[:-1], len(values))
 
-    class Slope(torch.autograd.Function):  # type: ignore[misc, name-defined]
+    class Slope(torch.autograd.Function):
         """Derivatives of the log density in the outputs, (B, T, d)."""
 
         @staticmethod
@@ -94,7 +94,7 @@ def log_density_function() -> Any:
             second = (grad * stacked(outputs, found.eta_delta, found.delta_delta)).sum(-1)
             return None, -torch.stack([first, second], -1), None
 
-    class LogDensity(torch.autograd.Function):  # type: ignore[misc, name-defined]
+    class LogDensity(torch.autograd.Function):
         """The log density, (B, T)."""
 
         @staticmethod

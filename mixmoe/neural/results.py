@@ -1,6 +1,6 @@
 """What a fitted NME offers: predictions with intervals, person effects, transitions, decoding."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -356,7 +356,11 @@ class NMEResults(NetworkDiagnosis):
             For a kind or option that there is not.
         """
         checked_choice(kind, "kind", self._curve_kinds)
-        makers = {"learning": learning_curves, "effects": effect_curves, "transitions": transition_curves}
+        makers: dict[str, Callable[..., Any]] = {
+            "learning": learning_curves,
+            "effects": effect_curves,
+            "transitions": transition_curves,
+        }
         check_options(options, kind, makers[kind])
         if kind == "learning":
             return learning_curves(self.trained.trace, **options)
@@ -388,7 +392,7 @@ class NMEResults(NetworkDiagnosis):
         raise ArgumentError(f"NME has standard errors of kind 'nonrobust' only, got {kind!r}")
 
     @property
-    def _curve_kinds(self) -> tuple[str, ...]:  # type: ignore[override]
+    def _curve_kinds(self) -> tuple[str, ...]:
         return ("effects", "learning", *(("transitions",) if self.problem.family == "crf" else ()))
 
     @property

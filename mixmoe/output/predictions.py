@@ -270,3 +270,30 @@ def check_own_rows(history: Any, wanted: Design, new: Any) -> None:
             f"that history= must be the rows to predict ({wanted.n_input}, with the same index) with their responses, "
             f"got {past.n_rows} rows; leave it out, or name the subject of each row in re: (0 | subject)"
         )
+
+
+def random_effects_frame(
+    probabilities: Array, means: Array, covariances: Array, names: Sequence[str], index: pd.Index
+) -> pd.DataFrame:
+    """Random effects mixed over experts and given each expert, with standard errors, one row per subject.
+
+    Parameters
+    ----------
+    probabilities : ndarray, shape (N, K)
+    means : ndarray, shape (N, K, q)
+    covariances : ndarray, shape (N, K, q, q)
+    names : sequence of str, length q
+    index : Index, length N
+    """
+    p = probabilities[..., None]
+    mixed = (p * means).sum(axis=1)
+    variances = np.einsum("nkqq->nkq", covariances)
+    mixed_variance = (p * (variances + (means - mixed[:, None]) ** 2)).sum(axis=1)
+    parts = {"mixed": (mixed, mixed_variance)}
+    parts |= {f"expert{k + 1}": (means[:, k], variances[:, k]) for k in range(means.shape[1])}
+    columns: dict[tuple[str, str], Array] = {}
+    for part, (value, variance) in parts.items():
+        for j, name in enumerate(names):
+            columns[part, name] = value[:, j]
+            columns[part, f"{name}_se"] = np.sqrt(np.maximum(variance[:, j], 0.0))
+    return pd.DataFrame(columns, index=index)

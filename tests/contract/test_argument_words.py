@@ -187,7 +187,7 @@ def test_a_subject_lies_in_one_cluster(data):
         fit("MEMoE", data, cluster=np.arange(ROWS))
 
 
-@pytest.mark.parametrize("word", ["cluster", "weights", "offset", "trials", "time"])
+@pytest.mark.parametrize("word", ["cluster", "trials", "time"])
 def test_networks_say_why_they_have_no_such_column(word, data):
     pytest.importorskip("torch")
     for value in ("w", data["w"].to_numpy()):

@@ -186,3 +186,10 @@ def test_lags_follow_the_time(engine):
     assert {labels[place]: value for place, value in found.items()} == {
         i: 99.0 + i for i in (1, 2, 3, 5, 7, 8, 9, 10, 11)
     }
+
+
+@pytest.mark.parametrize("term", ["C(g)", "C(lag(g))", "x:C(g)", "log(g)"])
+def test_cells_that_hold_lists_are_named_within_calls_too(engine, term):
+    frame = data().assign(g=[[i % 3] for i in range(12)])
+    with pytest.raises(DesignError, match=r"column 'g' in the expert part holds list values, such as \[[01]\]"):
+        build_design(parse_formula(f"y ~ {term} | re: (1 | id)"), frame, engine=engine)

@@ -266,13 +266,6 @@ def test_varying_coefficients_have_no_sigma():
         mm.VCMoE("y ~ x | vary: time | sigma: x", small_data(), 1)
 
 
-def test_networks_have_no_sigma():
-    pytest.importorskip("torch")
-    data = small_data()
-    with pytest.raises(FormulaError, match="NME has no section 'sigma:'"):
-        mm.NME("y ~ x | re: (last | id) | sigma: x", data)
-
-
 @pytest.mark.parametrize(
     ("time", "words"),
     [

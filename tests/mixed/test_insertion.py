@@ -8,8 +8,12 @@ import pytest
 from mixmoe import simulate
 from mixmoe.mixed.end_points import nearly_exact
 from mixmoe.mixed.insertion import (
+    Inserted,
+    _bred,
+    _less_one,
     _tilted,
     beside,
+    distinct,
     gains_little,
     inserted_starts,
     insertions,
@@ -19,7 +23,7 @@ from mixmoe.mixed.insertion import (
 )
 from mixmoe.mixed.likelihood.observed import evaluate, subject_logliks
 from mixmoe.mixed.model import MEMoE
-from mixmoe.mixed.parameters import free_to_working, working_to_free
+from mixmoe.mixed.parameters import Params, free_to_working, working_to_free
 from mixmoe.mixed.search import search, search_from
 from mixmoe.mixed.starting_values import (
     carried_starts,
@@ -155,6 +159,38 @@ def test_the_worth_of_a_pair_is_that_of_one_expert_for_both(planted, smaller):
         squares = m.yy[pair].sum() - beta @ m.Xy[:, pair].sum(axis=1)
         sigma = max(np.sqrt(squares / m.n[pair].sum()), 0.1 * flat.sigma.max())
         assert given(beta, sigma)[i] == pytest.approx(bound[i], abs=1e-4)  # worth pays 1e-5 for its ridge
+
+
+def of_subjects(gain, *members):
+    """New experts of some of ten subjects, without parameters that matter."""
+    share = np.array([np.isin(np.arange(10), own) for own in members], dtype=float)
+    C = len(share)
+    blank = Params(*(np.zeros((C, 1, *size)) for size in ((1,), (2,), (1, 1), (), (0,))))
+    return Inserted(np.array(gain), blank, np.arange(10), share, np.zeros(C, dtype=np.intp))
+
+
+def test_new_experts_that_differ_in_one_of_five_subjects_are_two_and_so_are_nested_ones():
+    """A handful has maxima with and without one of its subjects; of those with the same subjects the higher stays."""
+    new = of_subjects([3.0, 4.0, 2.0, 5.0, -np.inf], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1], [0, 1, 2, 3], [7, 8])
+    assert distinct(new, 9).tolist() == [3, 1, 2]
+    assert distinct(new, 2).tolist() == [3, 1]
+    assert distinct(new, 9, 0.79).tolist() == [3, 2]  # of parents
+
+
+def test_sets_are_bred_of_subjects_of_one_or_two_and_the_best_lose_each_of_theirs():
+    new = of_subjects([1.0, 2.0], [0, 1, 2, 3], [4, 5, 6])
+    sets, first = _bred(new, np.random.default_rng(0))
+    assert set(np.unique(sets)) == {0.0, 1.0}
+    assert (sets[np.arange(len(sets)), first] == 1).all()
+    assert not sets[:, 7:].any()
+    one, other = sets[:, :4].sum(axis=1), sets[:, 4:].sum(axis=1)
+    assert (np.minimum(one, other) <= 2).all()
+    assert ((one + other >= 2) & (one + other <= 6)).all()
+    assert (np.minimum(one, other) > 0).any()
+    less, _ = _less_one(new)
+    rows = {tuple(np.flatnonzero(each).tolist()) for each in less}
+    assert rows == {(5, 6), (4, 6), (4, 5), (1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)}
+    assert len(_less_one(of_subjects([1.0], [0, 1]))[0]) == 0  # a pair has nothing to lose
 
 
 def test_experts_that_fit_a_few_subjects_nearly_exactly(planted):

@@ -163,6 +163,13 @@ def test_linear_network_is_the_generalised_mixed_model(data, fits, case):
     np.testing.assert_allclose(fit.params, theirs[0][fit.params.index], rtol=2e-4, atol=1e-4)
     np.testing.assert_allclose(fit.bse, theirs[1][fit.bse.index], rtol=2e-3)
     np.testing.assert_allclose(fit.fitted("mean"), peer.predict(kind="mean")["mean"], rtol=2e-3)
+    if case == "poisson":  # given a person's earlier rows, by other approximations of her posterior, and given none
+        history, alone = (
+            [found.resid("quantile", given=given, rng=0) for found in (fit, peer)]
+            for given in ("history", "covariates")
+        )
+        assert np.corrcoef(*history)[0, 1] > 0.99
+        np.testing.assert_allclose(*alone, atol=0.05)
 
 
 def test_weights_multiply_log_densities(data):
@@ -209,7 +216,7 @@ def test_limits_of_counts_hold_their_share(fits):
     """A stranger's count: drawn from the model that the fit says, with many draws of persons."""
     fit, rng = fits["negbinomial"], np.random.default_rng(1)
     p, row = fit.params, fit.model.frame.iloc[[0]]
-    found = fit.predict(row.assign(id=999), kind="subject", interval="prediction", alpha=0.2).iloc[0]
+    found = fit.predict(row, kind="mean", interval="prediction", alpha=0.2).iloc[0]
     draws = 40_000
     eta = p["Intercept"] + p["x"] * row["x"].iloc[0] + row["log_time"].iloc[0]
     rate = np.exp(eta + p["sd(Intercept|id)"] * rng.normal(size=draws)) * rng.gamma(p["theta"], 1 / p["theta"], draws)

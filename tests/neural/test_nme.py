@@ -144,7 +144,8 @@ def test_predictions_keep_the_order_of_the_rows(curved, deep):
 
 def test_unknown_persons_have_wider_intervals_and_adapting_narrows_them(curved, deep):
     new = curved[curved.id == "p03"].assign(id="new")
-    unknown = deep.predict(new, "subject", interval="prediction")
+    with pytest.warns(mm.errors.MixmoeWarning, match="are not in the fit"):
+        unknown = deep.predict(new, "subject", interval="prediction")
     known = deep.adapt(new).predict(new, "subject", interval="prediction")
     pd.testing.assert_frame_equal(deep.predict(new, "subject", interval="prediction", history=new), known)
     widths = [frame["mean_high"] - frame["mean_low"] for frame in (unknown, known)]
@@ -192,7 +193,8 @@ def test_categories(curved, levels):
     assert list(probabilities) == names
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0)
     assert (probabilities.idxmax(axis=1) == "P(" + response.astype(str) + ")").mean() > 0.6
-    unknown = fit.predict(data.assign(id="new"), "subject", scale="categories")
+    with pytest.warns(mm.errors.MixmoeWarning, match="are not in the fit"):
+        unknown = fit.predict(data.assign(id="new"), "subject", scale="categories")
     np.testing.assert_allclose(unknown.sum(axis=1), 1.0)
 
 
@@ -215,7 +217,8 @@ def test_a_chain_gives_probabilities_states_and_transitions(sequences, chain):
     adapted = chain.adapt(sequences[sequences.id < 3])
     np.testing.assert_allclose(adapted.effects(), chain.random_effects.iloc[:3], atol=1e-4)
     assert adapted.decode(sequences[sequences.id < 3]).index.equals(sequences.index[sequences.id < 3])
-    strangers = chain.predict(sequences.assign(id=sequences.id + 100), "subject", scale="categories")
+    with pytest.warns(mm.errors.MixmoeWarning, match="are not in the fit"):
+        strangers = chain.predict(sequences.assign(id=sequences.id + 100), "subject", scale="categories")
     np.testing.assert_allclose(strangers, chain.predict(sequences, "mean", scale="categories"))
 
 

@@ -232,7 +232,7 @@ def test_quantiles_of_mixtures():
 # ---- missing values ----
 
 
-@pytest.mark.filterwarnings("ignore:1 of 4 rows were left out")
+@pytest.mark.filterwarnings("ignore:1 of 4 rows were left out", "ignore:kind='subject'. 1 of the 3 subjects")
 def test_rows_with_missing_values_come_back_missing(linear, chain):
     new = pd.DataFrame({"x": [0.0, np.nan, 1.0, 2.0], "w": 0.0, "id": [0, 1, 1, 99]}, index=list("abcd"))
     frame = linear.predict(new, "subject", interval="prediction")
@@ -299,11 +299,12 @@ def test_residuals_of_a_binary_response(binary):
 
 
 def test_the_first_row_of_a_person_has_no_history(binary):
-    from mixmoe.neural.fitted_rows import history_means
-    from mixmoe.neural.predicted_rows import unknown_means
+    from mixmoe.neural.fitted_rows import history_tails, unknown_tails
 
     first = binary.model.design.starts
-    by_history, alone = history_means(binary.persons), unknown_means(binary.persons, binary.persons.problem.train)
+    one = binary.model.design.response > 0  # of a one P(Y >= 1), of a zero P(Y > 0)
+    tails = history_tails(binary.persons), unknown_tails(binary.persons)
+    by_history, alone = (np.where(one, found[:, 2], found[:, 3]) for found in tails)
     assert np.abs(by_history[first] - alone[first]).mean() < 0.03
     assert np.abs(by_history - alone).mean() > 0.1
 
@@ -443,7 +444,8 @@ def test_persons_without_names_share_a_legend_entry(linear):
     assert [curve.label for curve in curves] == ["population", "5 of 25 persons", "", "", "", ""]
     assert all(curve.thin for curve in curves[1:])
     axes = linear.plot("effects", n_persons=5).axes[0]
-    assert len(axes.get_legend().get_texts()) == 2
+    words = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert words == ["population", "5 of 25 persons", "95 % of new observations"]
     named = linear.curves("effects", persons=[3, 4])[1:]
     assert [curve.expert for curve in named] == [2, 3]
     with pytest.raises(ArgumentError, match="n_persons must be a whole number of at least 0, got -3"):

@@ -1,6 +1,7 @@
 """Bands of dispersions that run to their limits, of functions at thin ends, and marks of what a value lacks."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from scipy.stats import nbinom
 from scipy.stats import t as student
 
 from mixmoe.errors import MixmoeWarning
+from mixmoe.varying import likelihood_limits
 from mixmoe.varying.bands import LEAST_DF, level_process
 from mixmoe.varying.em_steps import own_natural, posterior
+from mixmoe.varying.function_frames import _with_theta_limits
 from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_bounded
@@ -185,10 +188,16 @@ def test_sigma_is_bounded_from_above_whatever_slope_a_gap_gives_it():
     assert np.isfinite(posterior(problem.rows, problem.family, natural).loglik)
 
 
-def test_limits_of_theta_in_a_mixture_take_the_degrees_of_freedom_into_account():
-    """Where few rows carry an expert its limits lie at a root above 1.96, that of Student's t."""
+@pytest.fixture(scope="module")
+def two():
+    """Two negative binomial experts."""
     data = vcmoe(n=300, family="negbinomial", rng=2).data
-    fit, bands = silent_fit(FORMULA, data, family="negbinomial", bandwidth=0.4, n_grid=6, offset="log_size")
+    return silent_fit(FORMULA, data, family="negbinomial", bandwidth=0.4, n_grid=6, offset="log_size")
+
+
+def test_limits_of_theta_in_a_mixture_take_the_degrees_of_freedom_into_account(two):
+    """Where few rows carry an expert its limits lie at a root above 1.96, that of Student's t."""
+    fit, bands = two
     theta, profile = bands[bands["coefficient"] == "theta1"].reset_index(drop=True), fit._thetas["rbc"]
     process = level_process(fit.model.problem, fit.model.coef)
     df = process.df[:, fit.model.problem.slots.dispersions.start]
@@ -201,3 +210,34 @@ def test_limits_of_theta_in_a_mixture_take_the_degrees_of_freedom_into_account()
             assert root / profile.units[0] == pytest.approx(student.isf(0.025, max(df[g], LEAST_DF)), rel=1e-6)
             checked += 1
     assert checked > 2
+
+
+def test_a_profile_that_stays_behind_is_raised_from_the_grid_point_beside(two):
+    """Rungs whose other coefficients are far from their maximum reach the height of those that were followed there."""
+    process = level_process(two[0].model.problem, two[0].model.coef)
+    local, fit = process.fits.local, process.fits.bounded.free
+    resp = np.full(local.problem.rows.n, 0.5)
+    profile = likelihood_limits._Profile(local, 0, resp, np.stack([resp, resp]))
+    path = likelihood_limits._path(profile, fit, 2.0)
+    tops, g = path.heights.max(axis=0), 3
+    behind, coef = path.heights.copy(), path.coef.copy()
+    rungs = np.arange(path.start + 1, len(behind))
+    behind[rungs, g] -= 4.0
+    coef[rungs, g] = coef[path.start, 0]
+    raised = likelihood_limits._raised(profile, replace(path, heights=behind, coef=coef))
+    assert (raised.heights[:, g] >= path.heights[:, g] - 0.01).all()
+    assert (raised.heights.max(axis=0) <= tops).all()  # what lies above is another solution
+
+
+def test_points_without_a_standard_error_take_the_degrees_of_freedom_beside_them(two):
+    profile, shape = two[0]._thetas["rbc"], two[0]._thetas["rbc"].level.shape
+    values = {name: np.zeros(shape) for name in ("center", "conf_low", "conf_high", "band_low", "band_high")}
+    known = np.full(shape, 4.0)
+    known[:3] = 8.0
+    lacking = known.copy()
+    lacking[[0, 5]] = np.nan
+    both = [_with_theta_limits(values, profile, np.arange(2), 0.05, 2.5, df) for df in (known, lacking)]
+    for name in values:
+        np.testing.assert_array_equal(both[0][name], both[1][name])
+    normal = _with_theta_limits(values, profile, np.arange(2), 0.05, 2.5, np.full(shape, np.inf))
+    assert (normal["band_low"] > both[0]["band_low"])[np.isfinite(both[0]["band_low"])].all()

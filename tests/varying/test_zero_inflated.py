@@ -8,7 +8,7 @@ from scipy.special import expit, gammaln
 from scipy.stats import nbinom, poisson
 
 import mixmoe as mm
-from mixmoe.errors import ArgumentError, BoundaryWarning, DesignError
+from mixmoe.errors import BoundaryWarning, DesignError
 from mixmoe.responses.distribution import Outcome
 from mixmoe.responses.exponential import NegativeBinomial, Poisson
 from mixmoe.responses.zero_inflated import ZeroInflated, expected
@@ -242,11 +242,6 @@ def test_responses_that_are_none(data, change, message):
     )
     with pytest.raises(DesignError, match=message):
         VCMoE("y ~ x | vary: u", spoiled, 1, family="zip")
-
-
-def test_other_families_do_not_have_them(data):
-    with pytest.raises(ArgumentError, match="family must be one of"):
-        mm.fit("y ~ x", data, 1, family="zip")
 
 
 def test_probabilities_at_a_limit_are_said_one_by_one(data, fit):

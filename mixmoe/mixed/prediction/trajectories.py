@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.design.design import Design, DesignNames, used_columns, weights_of
+from mixmoe.design.design import Design, used_columns, weights_of
 from mixmoe.design.frame import places_of, shown
 from mixmoe.errors import DesignError
 from mixmoe.families import Effects
@@ -501,19 +500,3 @@ def _in_user_units(past: History, c: Coordinates) -> History:
     back = np.linalg.inv(c.random) * c.scale  # a change of basis is wanted, not a solution
     covariances = np.einsum("ab,nkbc,dc->nkad", back, past.covariances, back, optimize=True)
     return History(past.probabilities, past.means @ back.T, covariances)
-
-
-def random_effects_frame(past: History, names: DesignNames, index: pd.Index) -> pd.DataFrame:
-    """Random effects mixed over experts and given each expert, with standard errors, one row per subject."""
-    p = past.probabilities[..., None]
-    mixed = (p * past.means).sum(axis=1)
-    variances = np.einsum("nkqq->nkq", past.covariances)
-    mixed_variance = (p * (variances + (past.means - mixed[:, None]) ** 2)).sum(axis=1)
-    parts = {"mixed": (mixed, mixed_variance)}
-    parts |= {f"expert{k + 1}": (past.means[:, k], variances[:, k]) for k in range(past.means.shape[1])}
-    columns: dict[tuple[str, str], Array] = {}
-    for part, (means, variance) in parts.items():
-        for j, name in enumerate(names.random):
-            columns[part, name] = means[:, j]
-            columns[part, f"{name}_se"] = np.sqrt(np.maximum(variance[:, j], 0.0))
-    return pd.DataFrame(columns, index=index)

@@ -24,7 +24,7 @@ from mixmoe.neural.batches import warn_outside
 from mixmoe.neural.blocks import one_thread
 from mixmoe.neural.mixture import network_prediction as made
 from mixmoe.neural.mixture.likelihood import responsibility_slopes, unit_scores
-from mixmoe.neural.mixture.network_parameters import permuted
+from mixmoe.neural.mixture.network_parameters import Structure, permuted
 from mixmoe.output.predictions import (
     Interval,
     IntervalOf,
@@ -38,6 +38,7 @@ from mixmoe.output.predictions import (
     known_places,
     mean_columns,
     mixture_intervals,
+    random_effects_frame,
     refuse_posterior_limits,
     warn_strangers,
 )
@@ -227,16 +228,7 @@ class NMoEResults(MoEResults):
     def random_effects(self) -> pd.DataFrame:
         """Random effects mixed over experts and given each expert, with standard errors, one row per subject."""
         past, names = made.posterior(self._known(), self.model.design), self.model.design.names.random
-        p, variances = past.probabilities[..., None], np.einsum("nkqq->nkq", past.covariances)
-        mixed = (p * past.means).sum(axis=1)
-        parts = {"mixed": (mixed, (p * (variances + (past.means - mixed[:, None]) ** 2)).sum(axis=1))}
-        parts |= {f"expert{k + 1}": (past.means[:, k], variances[:, k]) for k in range(self.model.n_experts)}
-        columns: dict[tuple[str, str], Array] = {}
-        for part, (means, variance) in parts.items():
-            for j, name in enumerate(names):
-                columns[part, name] = means[:, j]
-                columns[part, f"{name}_se"] = np.sqrt(np.maximum(variance[:, j], 0.0))
-        return pd.DataFrame(columns, index=self._unit_index)
+        return random_effects_frame(past.probabilities, past.means, past.covariances, names, self._unit_index)
 
     def proportions(self, alpha: float = 0.05) -> pd.DataFrame:
         """Mean probability of each expert over the subjects; see `MoEResults.proportions`."""
@@ -352,7 +344,8 @@ class NMoEResults(MoEResults):
             later = ("gate", "random", "residual")
             at = next(i for i, table in enumerate(tables) if table.key in later)
             tables.insert(at, proportions_table(self.proportions(alpha), alpha))
-        return (header, self._networks_table(), *tables)
+        settings, n = self.model.settings, len(self.model.layout.where("smooth"))
+        return (header, networks_table(self.model.structure, settings["activation"], n), *tables)
 
     @property
     def _notes_of_table(self) -> tuple[str, ...]:
@@ -362,28 +355,6 @@ class NMoEResults(MoEResults):
         about = f"blank cells of {' and of '.join(blank)} are a network, plot() shows it" if blank else ""
         intercepts = "its intercepts are those at features of zero, not at inputs of zero; " if body else ""
         return (*([f"{intercepts}{about}."] if about else []), *super()._notes_of_table)
-
-    def _networks_table(self) -> Table:
-        """What the networks are."""
-        s, activation = self.model.structure, self.model.settings["activation"]
-        rows = []
-        for name, body in (("Experts", s.body), ("Gate", s.gate_body)):
-            if body is not None:
-                widths = " - ".join(map(str, (len(body.inputs), *body.widths, 1)))
-                rows.append((name, f"{', '.join(body.inputs)}: {widths} ({activation})"))
-        n = len(self.model.layout.where("smooth"))
-        whose = "one set for all experts" if s.bodies == "common" else "own ones of each expert"
-        rows.append(("Hidden layers", whose if s.body is not None else "none in the experts"))
-        rows.append(("Weights", str(n)))
-        return Table(
-            "architecture",
-            "Networks",
-            ("value",),
-            tuple(name for name, _ in rows),
-            tuple((value,) for _, value in rows),
-            ("text",),
-            ("Intercepts are those at features of zero; plot('effects') shows the functions.",) * (s.body is not None),
-        )
 
     def lr_test(self, other: Results) -> InvalidTest:
         """Refused: likelihood-ratio tests need regular parameters, which those of a network are not.
@@ -471,3 +442,25 @@ class NMoEResults(MoEResults):
             *(("effects",) if made.inputs_along(design, "expert") or not gate else ()),
             *(("gate",) if gate else ()),
         )
+
+
+def networks_table(structure: Structure, activation: str, n_weights: int) -> Table:
+    """What the networks of experts and gate are: inputs, widths, whose they are, how many weights."""
+    rows = []
+    for name, body in (("Experts", structure.body), ("Gate", structure.gate_body)):
+        if body is not None:
+            widths = " - ".join(map(str, (len(body.inputs), *body.widths, 1)))
+            rows.append((name, f"{', '.join(body.inputs)}: {widths} ({activation})"))
+    whose = "one set for all experts" if structure.bodies == "common" else "own ones of each expert"
+    rows.append(("Hidden layers", whose if structure.body is not None else "none in the experts"))
+    rows.append(("Weights", str(n_weights)))
+    note = "Intercepts are those at features of zero; plot('effects') shows the functions."
+    return Table(
+        "architecture",
+        "Networks",
+        ("value",),
+        tuple(name for name, _ in rows),
+        tuple((value,) for _, value in rows),
+        ("text",),
+        (note,) * (structure.body is not None),
+    )

@@ -208,7 +208,7 @@ def test_a_start_is_taken_and_the_fit_repeated(fit, data):
     [
         ("y ~ nn(x) + nn(v)", {}, FormulaError, "in one section; write one with all inputs"),
         ("y ~ nn(x):u", {}, DesignError, "is a term of its own of experts or gate"),
-        ("y ~ nn(g)", {}, DesignError, "input 1 of nn.* must be one column of numbers"),
+        ("y ~ nn(g)", {}, DesignError, "input 1 of nn.* must be one column of numbers.* read as text"),
         ("y ~ nn()", {}, DesignError, r"nn\(\) has no inputs"),
         ("y ~ nn(x) + common(u)", {}, FormulaError, r"NMoE has no common"),
         ("y ~ nn(x) | vary: u", {}, FormulaError, "has no section 'vary:'"),
