@@ -283,6 +283,13 @@ def refuse_misread(code: str, text: str) -> None:
                 0,
                 len(text),
             )
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and _repeats(node):
+            raise SectionSyntaxError(
+                f"{ast.unparse(node)!r} in {code!r} repeats what stands in quotes or brackets, and is no product; write "
+                "numbers and columns beside *",
+                0,
+                len(text),
+            )
         if isinstance(node, ast.Call) and _columns_asked(node) > MAX_TERMS:
             raise SectionSyntaxError(
                 f"{code!r} asks for {_columns_asked(node)} columns; at most {MAX_TERMS} make sense, and splines have "
@@ -297,6 +304,15 @@ def refuse_misread(code: str, text: str) -> None:
                 0,
                 len(text),
             )
+
+
+def _repeats(product: ast.BinOp) -> bool:
+    """Whether a factor is a text or a list, of which Python's product makes copies, ten billion if asked."""
+    whole = (ast.JoinedStr, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.ListComp)
+    return any(
+        isinstance(factor, whole) or (isinstance(factor, ast.Constant) and isinstance(factor.value, str | bytes))
+        for factor in (product.left, product.right)
+    )
 
 
 def _refuse_contrasts(call: ast.Call, code: str, text: str) -> None:
