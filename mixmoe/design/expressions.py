@@ -285,8 +285,8 @@ def refuse_misread(code: str, text: str) -> None:
             )
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and _repeats(node):
             raise SectionSyntaxError(
-                f"{ast.unparse(node)!r} in {code!r} repeats what stands in quotes or brackets, and is no product; write "
-                "numbers and columns beside *",
+                f"{ast.unparse(node)!r} in {code!r} repeats what stands in quotes or brackets, and is no product; "
+                "write numbers and columns beside *",
                 0,
                 len(text),
             )
