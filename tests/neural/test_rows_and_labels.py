@@ -151,7 +151,8 @@ def test_a_history_of_others_is_said():
 def test_new_labels_are_persons_never_seen():
     fit = quiet("y ~ x | re: (last | id)", NUMBERS)
     for label in (100, "new", "7"):
-        strangers = fit.predict(NUMBERS.assign(id=label), "subject")
+        with pytest.warns(mm.errors.MixmoeWarning, match="are not in the fit"):
+            strangers = fit.predict(NUMBERS.assign(id=label), "subject")
         np.testing.assert_allclose(strangers["mean"], fit.fitted("mean"))
 
 
