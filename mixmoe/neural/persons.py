@@ -436,7 +436,11 @@ def predict_frame(persons: Persons, covered: Uncertainty | None, new: Any, wante
         warn_outside(persons.design, design, {"expert": np.ones(design.expert.shape[1], dtype=bool)})
     known = match_labels(persons, design, own)
     if own and persons.problem.personal.q:
-        warn_strangers("the population", known >= 0, given=persons.fitted is not None)
+        found = known >= 0
+        if persons.levels:  # of a person never seen in a culture of the fit something is known
+            of_rows = (level_codes(persons.levels, design) >= 0).any(axis=1)
+            found |= np.bincount(design.codes[of_rows], minlength=found.size) > 0
+        warn_strangers("the population", found, given=persons.fitted is not None)
     return in_user_order(predicted_columns(persons, covered, design, known, wanted, rng), design, new)
 
 

@@ -342,7 +342,8 @@ def test_labels_of_new_rows_are_held_to_those_of_the_fit(both):
 
 def test_drawn_responses_have_the_variance_of_all_groupings(both):
     draws = np.array([both._draw(np.random.default_rng(k)) for k in range(60)])
-    sd = both.predict(DATA.assign(person="nobody", culture=99), kind="subject", interval="prediction")["mean_se"]
+    with pytest.warns(mm.errors.MixmoeWarning, match="1 of the 1 subjects of the new data are not in the fit"):
+        sd = both.predict(DATA.assign(person="nobody", culture=99), kind="subject", interval="prediction")["mean_se"]
     assert np.sqrt(draws.var(axis=0).mean()) == pytest.approx(np.sqrt((sd**2).mean()), rel=0.2)
 
 
