@@ -420,10 +420,12 @@ def _varying_error(i: int, term: str, rows: Rows, frame: FrameView, recipe: Reci
     group = recipe.formula.random.group if recipe.formula.random is not None else ""
     states = recipe.formula.seq is not None
     of_whole = "the transitions are those of a person" if states else "the gate routes whole subjects"
+    # Cells of a few donors are units that belong to experts themselves: then the donors are an effect, no subjects.
+    of_rows = "" if states else f"; if rows, not subjects, belong to experts, use {group!r} as a term in place of re:"
     return DesignError(
         f"the gate covariate {column!r} varies within {subject}; {of_whole}, so it must "
         f"be constant within {group!r}; use a baseline value, such as "
-        f"data.groupby({group!r})[{column!r}].transform('first'), or move {column!r} left of the first bar"
+        f"data.groupby({group!r})[{column!r}].transform('first'), or move {column!r} left of the first bar{of_rows}"
     )
 
 

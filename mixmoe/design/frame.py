@@ -220,9 +220,11 @@ def _collected(data: Any) -> nw.DataFrame[Any]:
     try:
         frame = nw.from_native(data)
     except TypeError as error:
+        cells = type(data).__name__ == "AnnData"
+        way = "; mm.fit_each takes it, and for one gene there is adata.obs.join(adata.to_df())" if cells else ""
         raise DesignError(
             "data must be a DataFrame of pandas, polars or another library that narwhals reads (pyarrow, DuckDB ...), "
-            f"or a mapping of names to columns, got {type(data).__name__}"
+            f"or a mapping of names to columns, got {type(data).__name__}{way}"
         ) from error
     except DuplicateError as error:  # two columns of one name, each with its count
         raise DesignError(f"{' '.join(str(error).split())}; rename or drop all but one of each") from error

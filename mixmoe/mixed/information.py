@@ -165,6 +165,7 @@ def _with_penalties(problem: Problem, seen: _Seen, ridge: Array | None, priors: 
     else:
         middle = _corrected(problem, seen.scores, seen.by_unit, known, basis)
     further = _scores_of_penalty(problem, priors, theta)
+    n_units = len(middle.scores)
     middle = replace(middle, scores=np.vstack([middle.scores, further @ middle.back]))
     # 3. What no unit has a score for has no standard error; what rests on units of heavy leverage a rough one.
     # Fewer units than parameters leave directions without any score: a variance of zero there would be a claim.
@@ -175,7 +176,7 @@ def _with_penalties(problem: Problem, seen: _Seen, ridge: Array | None, priors: 
     blank = sorted({*known.blank, *lost})
     word = "subjects" if seen.clusters is None else "clusters"
     if null.shape[1]:
-        flags = (*known.flags, _about_rank(middle, null, [layout.names[i] for i in lost], word))
+        flags = (*known.flags, _about_rank(middle, n_units, null, [layout.names[i] for i in lost], word))
     if problem.structure.n_experts > 1:
         reasons = (
             _about_heavy(middle, weights, layout, blank, word),
@@ -476,13 +477,15 @@ def _listed(layout: ParamLayout, where: Sequence[int]) -> str:
     return ", ".join(layout.names[i] for i in where[:_NAMES_SHOWN]) + more
 
 
-def _about_rank(middle: Middle, null: Array, names: list[str], word: str) -> Flag:
-    n, rank = len(middle.scores), middle.scores.shape[1] - null.shape[1]
+def _about_rank(middle: Middle, n_units: int, null: Array, names: list[str], word: str) -> Flag:
+    """Of parameters for which neither the units nor the penalties, whose scores come after theirs, have a score."""
+    n_penalties, rank = len(middle.scores) - n_units, middle.scores.shape[1] - null.shape[1]
+    of_penalties = f", with {n_penalties} of the penalties," if n_penalties else ""
     return Flag(
         "few_subjects",
-        f"The scores of the {n} {word} have rank {rank} for {middle.scores.shape[1]} parameters: a sandwich of them is "
-        f"not a covariance, and {', '.join(names)} have no standard errors. Use cov_type='nonrobust', which trusts the "
-        "model, or 'bootstrap', or a smaller model.",
+        f"The scores of the {n_units} {word}{of_penalties} have rank {rank} for {middle.scores.shape[1]} parameters: a "
+        f"sandwich of them is not a covariance, and {', '.join(names)} have no standard errors. Use "
+        "cov_type='nonrobust', which trusts the model, or 'bootstrap', or a smaller model.",
     )
 
 

@@ -234,6 +234,10 @@ def fit_each(
         found = journal.run(calls, checked_jobs(n_jobs), "responses", progress)
     records = [dict(value) for value in found.values]
     if records and all(record["reason"] for record in records):
+        reasons = {record["reason"] for record in records}
+        # One reason of several responses is that of what they share: the formula, the covariates, the offset.
+        if len(reasons) == 1 and len(records) > 1:
+            raise DesignError(f"no response could be fitted, all for one reason: {records[0]['reason']}")
         raise DesignError(f"no response could be fitted; {records[0]['response']!r}: {records[0]['reason']}")
     return Each(_estimates(records), _fits(records), found.interrupted)
 
@@ -304,7 +308,15 @@ def _size_factors(covariates: pd.DataFrame, matrix: Any, size_factors: str) -> A
     else:
         raise ArgumentError(f"size_factors must be a column of obs or 'total', got {size_factors!r}")
     if not (values > 0).all():
-        raise ArgumentError(f"size factors must be positive; cell {int(np.argmin(values > 0))} has {values.min():g}")
+        bad = np.flatnonzero(~(values > 0))
+        counted = size_factors not in covariates
+        of_total = ", that is, no counts" if counted else ""
+        positive = "adata.to_df().sum(axis=1) > 0" if counted else f"adata.obs[{size_factors!r}] > 0"
+        raise ArgumentError(
+            f"size factors must be positive; {len(bad)} of {len(values)} cells have none, the first of them "
+            f"{covariates.index[bad[0]]!r} with {values[bad[0]]:g}{of_total}; leave these cells out first, as with "
+            f"adata[{positive}]"
+        )
     return values
 
 

@@ -112,7 +112,8 @@ def refused(model: FittedVCMoE) -> InvalidTest | None:
     return InvalidTest(
         "rows of a cluster are not independent, and the null distributions of this test, which take them for that, "
         "reject true hypotheses far too often; bands() has simultaneous bands with standard errors over clusters, and "
-        "a MEMoE with re: models the dependence"
+        "where clusters are few, have them as a term, const(group), instead of cluster=; a MEMoE with re: models the "
+        "dependence, but its experts hold whole clusters, not rows"
     )
 
 

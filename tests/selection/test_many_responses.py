@@ -176,7 +176,10 @@ def test_genes_of_anndata_are_responses_with_size_factors_as_offset(cells):
     [
         ({"size_factors": "nothing"}, "must be a column of obs or 'total'"),
         ({"layer": "nothing"}, "no layer 'nothing'; layers are 'dense'"),
-        ({"size_factors": "dose"}, "size factors must be positive; cell"),
+        (
+            {"size_factors": "dose"},
+            r"must be positive; \d+ of 150 cells have none, the first of them 'cell\d+' with -.*leave",
+        ),
         ({"size_factors": "depth", "offset": "dose"}, "leave one out"),
     ],
 )
@@ -188,3 +191,22 @@ def test_what_anndata_lacks_is_said(cells, options, message):
 def test_add_to_takes_anndata_only(each):
     with pytest.raises(ArgumentError, match="takes an AnnData object, got dict"):
         each.add_to({})
+
+
+def test_a_cell_without_counts_is_named_and_the_way_of_one_gene_is_told(cells):
+    emptied = cells.copy()
+    emptied.X = emptied.X.multiply((np.arange(150) != 7)[:, None]).tocsr()
+    with pytest.raises(
+        ArgumentError, match="1 of 150 cells have none, the first of them 'cell7' with 0, that is, no c"
+    ):
+        mm.fit_each(None, "~ dose", emptied, experts=1, family="poisson", size_factors="total")
+    with pytest.raises(DesignError, match=r"got AnnData; mm\.fit_each takes it"):
+        mm.fit("up ~ dose", cells, experts=1)
+    one = mm.fit("up ~ dose", cells.obs.join(cells.to_df()), experts=1, family="poisson")
+    assert one.nobs == 150
+
+
+def test_an_error_that_all_responses_share_is_not_told_of_the_first(data):
+    wrong = data.assign(depth=np.where(np.arange(len(data)) == 3, -np.inf, 0.0))
+    with pytest.raises(DesignError, match=r"no response could be fitted, all for one reason: .*'depth' \(offset\)"):
+        mm.fit_each(["distance", "half"], "~ age", wrong, experts=1, offset="depth")

@@ -208,7 +208,7 @@ def function_tables(
             (float(edf), float(lam), None if np.isnan(p) else float(p), show(estimate.min()), show(estimate.max()))
         )
         labels += [f.name, "  lower", "  upper"]
-        values += [tuple(show(v[i]) for i in at) for v in (estimate, low, high)]
+        values += [tuple(show(v[i]) if np.isfinite(v[i]) else "" for i in at) for v in (estimate, low, high)]
     heads = _heads(bands, indices)
     about = Table(
         key="functions",

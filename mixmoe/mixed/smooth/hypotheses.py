@@ -103,10 +103,13 @@ def wood_test(rows: Array, b: Array, cov: Array, edf: float) -> tuple[float, flo
     Notes
     -----
     The rank is not rounded: the part of the next direction enters with a weight, as in section 2.3 of Wood (2013), and
-    the null distribution is the chi-squared one with so many degrees of freedom.
+    the null distribution is the chi-squared one with so many degrees of freedom. Where coefficients have no standard
+    errors (NaN in `cov`), all three are NaN.
     """
     R = np.asarray(np.linalg.qr(rows, mode="r"))
     f, V = R @ b, R @ cov @ R.T
+    if not np.isfinite(V).all():
+        return np.nan, np.nan, np.nan
     values, vectors = np.linalg.eigh((V + V.T) / 2)
     order = np.argsort(values)[::-1]
     values, vectors = values[order], vectors[:, order]

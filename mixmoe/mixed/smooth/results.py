@@ -189,7 +189,7 @@ class SmoothResults(MEMoEResults):
         rng: Any = None,
         n_jobs: int = 1,
         progress: bool | None = None,
-    ) -> FunctionTest | pd.DataFrame:
+    ) -> FunctionTest | InvalidTest | pd.DataFrame:
         """Tests that functions are constant, lines, zero, or equal in two experts.
 
         Parameters
@@ -211,7 +211,8 @@ class SmoothResults(MEMoEResults):
 
         Returns
         -------
-        FunctionTest or DataFrame
+        FunctionTest, DataFrame or InvalidTest
+            InvalidTest of functions whose coefficients have no standard errors; blank in the frame.
         """
         checked_choice(hypothesis, "hypothesis", HYPOTHESES)
         checked_choice(method, "method", METHODS)
@@ -222,14 +223,14 @@ class SmoothResults(MEMoEResults):
         functions = self._smoothing.functions
         groups = [named_functions(functions, which)] if which is not None else [(f,) for f in functions]
         tests = [self._test(Wanted(g, hypothesis, n_boot, jobs, progress), method, generator) for g in groups]
-        return tests[0] if which is not None else _test_frame(tests)
+        return _valid(tests[0]) if which is not None else _test_frame(tests)
 
     def _test(self, wanted: Wanted, method: str, rng: np.random.Generator) -> FunctionTest:
         if method == "bootstrap":
             return bootstrap_test(self.model, wanted, self.em, rng)
         return asymptotic_test(self.model, wanted, self.em.params, self.cov.of_tests)
 
-    def _test_equal(self, which: str | Sequence[str] | None, method: str) -> FunctionTest | pd.DataFrame:
+    def _test_equal(self, which: str | Sequence[str] | None, method: str) -> FunctionTest | InvalidTest | pd.DataFrame:
         if method != "asymptotic":
             raise ArgumentError(f"hypothesis='equal' has method='asymptotic', got {method!r}")
         pairs = smooth_bands.pairs(self._smoothing.functions)
@@ -241,7 +242,7 @@ class SmoothResults(MEMoEResults):
         if not pairs:
             raise ArgumentError("hypothesis='equal' needs functions of one term in two experts, and there are none")
         tests = [equality_test(self.model, pair, self.em.params, self.cov.of_tests) for pair in pairs]
-        return tests[0] if which is not None else _test_frame(tests)
+        return _valid(tests[0]) if which is not None else _test_frame(tests)
 
     def test_varying(
         self,
@@ -252,7 +253,7 @@ class SmoothResults(MEMoEResults):
         rng: Any = None,
         n_jobs: int = 1,
         progress: bool | None = None,
-    ) -> FunctionTest | pd.DataFrame:
+    ) -> FunctionTest | InvalidTest | pd.DataFrame:
         """Test that functions are constant along their index; see `test_functions`."""
         return self.test_functions(
             which, "constant", method=method, n_boot=n_boot, rng=rng, n_jobs=n_jobs, progress=progress
@@ -384,6 +385,16 @@ def mean_course(grid: Grid, values: Array, slopes: Array) -> smooth_bands.Course
     """The population mean on a grid, from its derivatives in all parameters, shape (G, P)."""
     moving = np.flatnonzero(slopes.any(axis=0))  # others may have no covariance
     return smooth_bands.Course("mean", "mean", "mean", None, grid.label, grid.x, values, slopes[:, moving], moving)
+
+
+def _valid(test: FunctionTest) -> FunctionTest | InvalidTest:
+    """A test, or why it has no p-value."""
+    if np.isfinite(test.pvalue):
+        return test
+    return InvalidTest(
+        f"coefficients of {' and '.join(test.functions)} have no standard errors (see flags); fit with "
+        "cov_type='nonrobust', which trusts the model, or test with method='bootstrap' where there is one"
+    )
 
 
 def _test_frame(tests: Sequence[FunctionTest]) -> pd.DataFrame:

@@ -450,3 +450,25 @@ def test_functions_of_experts_that_meet_are_joined_as_the_marginal_likelihood_sa
     found = fit.bands(rng=0).query("block == 'expert'").set_index("u")["estimate"]
     slopes = [part.iloc[-1] - part.iloc[0] for part in (found.iloc[:101], found.iloc[101:])]
     np.testing.assert_allclose(sorted(slopes), [-2.0, 2.0], atol=0.3)
+
+
+@pytest.mark.filterwarnings("ignore::mixmoe.errors.DegeneracyWarning")
+def test_functions_of_fewer_subjects_than_parameters_have_no_tests():
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"t": rng.uniform(size=90), "x": rng.normal(size=90), "id": np.repeat([1, 2, 3], 30)})
+    data["y"] = np.sin(3 * data["t"]) + 0.2 * data["id"] + rng.normal(size=90, scale=0.4)
+    fit = mm.fit("y ~ s(t) + x | re: (1 | id)", data, experts=1, rng=0)
+    # The three subjects are three, whatever the number of coefficients that are penalised.
+    assert any("The scores of the 3 subjects, with" in flag.message for flag in fit.flags)
+    functions = fit.test_varying()
+    assert functions[["statistic", "df", "p_value"]].isna().all(axis=None)
+    invalid = fit.test_varying("s(t)")
+    assert isinstance(invalid, InvalidTest)
+    assert "no standard errors" in invalid.reason
+    summary = str(fit.summary())
+    assert "expert1.s(t)" in summary
+    assert "nan" not in summary
+    assert "nan" not in fit.to_latex()
+    assert "nan" not in str(fit.wald_test_terms())
+    trusted = mm.fit("y ~ s(t) + x | re: (1 | id)", data, experts=1, rng=0, cov_type="nonrobust")
+    assert trusted.test_varying("s(t)").pvalue < 0.05
