@@ -410,7 +410,7 @@ def test_separated_responses_name_coefficient_and_cell(family, value):
 
 
 def test_the_last_steps_go_on_towards_an_infinite_coefficient():
-    """Each Newton step goes one further in log-odds, so that a third of the rest is left: two would leave .025 of it."""
+    """Each Newton step goes one further in log-odds, which leaves a third of the rest: two would leave .025 of it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
         fit = fitted(table_data(SEPARATED[:2]), cov_type="nonrobust")
