@@ -250,6 +250,8 @@ _FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _AT_REST = 0.01  # log-likelihood within which rough ascents stop below their maximum
 _COMPARED = 10  # end points whose likelihood is compared by a finer integral
 _ARTEFACT_MARGIN = 100.0  # log-likelihood by which a maximum of the approximation alone may lie above the true one
+_STEPS, _MOST_STEPS = 2, 12  # of Newton's method at the end
+_PROMISE = 1e-5  # gain in log-likelihood for which more are worth their cost
 _CROSS_PRODUCTS = 100.0  # times the rounding of sums, of log-likelihoods whose residuals are differences of squares
 OVERSTATED = 0.1  # log-likelihood by which an approximation is too high where a maximum may be of its making
 
@@ -378,20 +380,23 @@ def is_stationary(score: Array, problem: Problem, control: Control) -> bool:
     return bool(np.abs(score).max(initial=0.0) <= 10 * control.tol * problem.n_subjects)
 
 
-def newton_polish(problem: Problem, theta: Array, n_steps: int = 2) -> Array:
+def newton_polish(problem: Problem, theta: Array) -> Array:
     """`theta` after Newton steps with the exact information, each kept only if it does not lower the log-likelihood.
 
+    Two, and more while they promise a gain: towards an infinite coefficient each goes but a third of what is left.
     Where a step gains less than the log-likelihood's own rounding, the score decides: residuals from cross-products
     lose the more digits the more errors lie between the experts.
     """
     here = evaluate(problem, theta[None])
-    for _ in range(n_steps):
+    for done in range(_MOST_STEPS):
         information = observed_information(problem, theta)
         # By its diagonal, as coefficients of means a few hundred errors apart are known far better than those of gates.
         unit = 1.0 / np.sqrt(np.maximum(np.diag(information), np.finfo(float).tiny))
         values, vectors = np.linalg.eigh(information * np.outer(unit, unit))
         usable = values > 1e-8 * values.max()
         step = unit * (vectors[:, usable] @ ((vectors[:, usable].T @ (unit * here.score[0])) / values[usable]))
+        if done >= _STEPS and step @ here.score[0] < _PROMISE:
+            break
         with np.errstate(all="ignore"):
             there = evaluate(problem, (theta + step)[None])
         gain = there.loglik[0] - here.loglik[0]

@@ -20,7 +20,10 @@ under the fitted mixture. Squared scores of the gate vary little, those of a dis
 where HC3 is the variance: with its own, larger weights of the few rows at an end both would correct for the same.
 
 Constant coefficients solve one global score equation in which the functions enter by their estimates; their influence
-is what is left of it after the functions have been profiled out.
+is what is left of it after the functions have been profiled out. Where experts coincide in part of the index the
+observed information of the windows there is nearly singular, and its inverse, a number without meaning, would reach all
+functions through the constants. The information of the constants is then, in all windows, the one expected under the
+fitted mixture, which is positive definite whatever the responses (Louis 1982, for how the two differ in mixtures).
 
 References
 ----------
@@ -28,6 +31,7 @@ Bell, R. M. and McCaffrey, D. F. (2002). Bias reduction in standard errors for l
 samples. Survey Methodology 28, 169-181.
 Imbens, G. W. and Kolesar, M. (2016). Robust standard errors in small samples: some practical advice. Rev. Econ. Stat.
 98, 701-712.
+Louis, T. A. (1982). Finding the observed information matrix when using the EM algorithm. JRSS B 44, 226-233.
 Kauermann, G. and Carroll, R. J. (2001). A note on the efficiency of sandwich covariance matrix estimation. JASA 96,
 1387-1396.
 MacKinnon, J. G., Nielsen, M. O. and Webb, M. D. (2023). Cluster-robust inference: a guide to empirical practice. J.
@@ -46,7 +50,7 @@ from scipy import sparse
 from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.inference.small_samples import cluster_moves, leverage_power
 from mixmoe.varying.em_steps import Natural, WindowPrior, global_units, own_natural
-from mixmoe.varying.leave_one_out import Node
+from mixmoe.varying.leave_one_out import Node, response_nodes
 from mixmoe.varying.local_likelihood import (
     Local,
     NaturalTerms,
@@ -63,7 +67,7 @@ from mixmoe.varying.local_likelihood import (
     whole_block,
     without_information,
 )
-from mixmoe.varying.local_maximum import on_limit
+from mixmoe.varying.local_maximum import FLAT, on_limit
 from mixmoe.varying.problem import Problem
 from mixmoe.varying.windows import Block, linear_matrix
 
@@ -159,10 +163,14 @@ def influence(
     border = _Border(local, coef, slots, added) if len(slots) else None
     kept = local.problem.rows.in_files
     pieces: list[Array] = []
+    flat = False
     coupling, df = np.zeros((n_grid, n_slots, len(slots))), np.full((n_grid, n_slots), np.nan)
     for block, terms in local_pieces(local, coef):
         full = full_information(local, block, terms.penalised(terms.information), terms.kernel)
         inverse = _inverses(full, free[block.first : block.last])
+        if border is not None and local.problem.slots.n_experts > 1:
+            known = full_information(local, block, terms.penalised(terms.complete), terms.kernel)
+            flat = flat or _is_flat(full, known, free[block.first : block.last])
         natural = natural_predictors(local, block, coef[block.first : block.last])
         score = terms.score if added is None else terms.added_score(added)
         for g in range(block.last - block.first):
@@ -174,6 +182,8 @@ def influence(
                 drift = -inverse[g] @ full[g][:, slots]  # (D L, C): how the local solution follows the constants
                 coupling[at] = unit * drift[wanted]
                 border.add(at, rows, move, drift)
+    if border is not None and flat:
+        border = _expected_border(local, coef, free, power, clusters, added)
     const = border.solve() if border is not None else np.zeros((local.problem.rows.n, 0))
     coupling[:, :, np.isnan(const).any(axis=0)] = 0.0  # given those that have run off
     for c, slot in enumerate(slots):
@@ -328,6 +338,41 @@ def _inverses(full: Array, free: BoolArray) -> Array:
     return np.where(free[:, :, None] & free[:, None, :], out, 0.0)
 
 
+def _is_flat(full: Array, complete: Array, free: BoolArray) -> bool:
+    """Whether some informations (g, D L, D L) have a direction without curvature, by that with known experts."""
+    diagonal = np.einsum("gii->gi", complete)
+    seen = free & (diagonal > 0.0)
+    root = 1.0 / np.sqrt(np.where(seen, diagonal, 1.0))
+    unit = masked_information(full, seen)
+    scale = np.where(seen, root, 1.0)
+    return bool((np.linalg.eigvalsh(unit * scale[:, :, None] * scale[:, None, :])[:, 0] < FLAT).any())
+
+
+def _expected_border(
+    local: Local, coef: Array, free: BoolArray, power: float, clusters: IntArray | None, added: int | None
+) -> "_Border":
+    """The equation of the constants with the information expected under the fitted mixture, see `influence`."""
+    problem, slots = local.problem, np.flatnonzero(local.problem.const)
+    own = own_natural(problem, state_of(local, coef))
+    # In a mixture the expected information of a row is the mean of squared scores over the law of its response.
+    n_natural = local.parts[-1].where.stop
+    expected = np.zeros((n_natural, n_natural, problem.rows.n))
+    for node in response_nodes(problem, own):
+        score = complete_scores(problem, node.outcome, own).score
+        expected += node.weight * score[:, None] * score[None]
+    border = _Border(local, coef, slots, added, expected)
+    for block, terms in local_pieces(local, coef):
+        there = np.concatenate([expected[:, :, rows] for rows in block.parts], axis=2)
+        terms = replace(terms, information=there)
+        full = full_information(local, block, terms.penalised(there), terms.kernel)
+        inverse = _inverses(full, free[block.first : block.last])
+        score = terms.score if added is None else terms.added_score(added)
+        for g in range(block.last - block.first):
+            move, _ = _moves(local, block, terms, g, inverse[g], score, power, (), clusters)
+            border.add(block.first + g, block.parts[g], move, -inverse[g] @ full[g][:, slots])
+    return border
+
+
 def _moves(
     local: Local,
     block: Block,
@@ -422,9 +467,13 @@ class _Border:
     slots : ndarray of int, shape (C,)
     added : int or None
         See `influence`.
+    expected : ndarray, shape (d, d, n), optional
+        Information of the rows in place of the observed one.
     """
 
-    def __init__(self, local: Local, coef: Array, slots: IntArray, added: int | None) -> None:
+    def __init__(
+        self, local: Local, coef: Array, slots: IntArray, added: int | None, expected: Array | None = None
+    ) -> None:
         problem, d = local.problem, local.free.shape[0]
         rows, n_slots = problem.rows, local.free.shape[1]
         natural = own_natural(problem, state_of(local, coef))
@@ -433,7 +482,8 @@ class _Border:
         score = terms.score if added is None else terms.added_score(added)
         design = natural_design(local, slice(None), np.zeros(rows.n))[:, :, :n_slots]  # (n, d, L)
         weights = rows.weights
-        curvature = np.moveaxis(terms.penalised(terms.information), -1, 0) * weights[:, None, None]
+        information = terms.information if expected is None else expected
+        curvature = np.moveaxis(terms.penalised(information), -1, 0) * weights[:, None, None]
         mixed = np.swapaxes(design[:, :, slots], 1, 2) @ curvature @ design  # (n, C, L)
         self._score = np.einsum("nd,ndc->nc", score.T * weights[:, None], design[:, :, slots])
         self._matrix = mixed[:, :, slots].sum(axis=0)

@@ -268,8 +268,8 @@ def test_description_counts_right(here, capsys):
     assert "1 visit 1 0.333 0.333" in text
     assert "sex text 0 2 m: 2, f: 1 constant" in text  # counted by subject, the row without one left out
     # Words that do not fit beside one another go on below.
-    assert "x numbers 1 (16.7 %) 4 2.667 (SD constant where 2.082), 1 to 5 known" in text
-    assert "w whole numbers 0 3 2.167 (SD varies (2 0.9832), 1 to 3 subjects)" in text
+    assert "x numbers 1 (16.7 %) 4 2.667 (SD 2.082), 1 constant where to 5 known" in text
+    assert "w whole numbers 0 3 2.167 (SD 0.9832), varies (2 subjects) 1 to 3" in text
 
 
 def test_description_refuses_what_is_not_there(here, capsys):

@@ -398,10 +398,13 @@ def test_weights_of_the_gate_are_numbers_of_units():
 
 
 @pytest.mark.parametrize("K", [2, 4])
-def test_the_lower_bound_step_by_dense_algebra(K):
+def test_the_step_where_newtons_descends_is_the_lower_bounds_by_dense_algebra(K, monkeypatch):
     """Bohning's information is ``(I - 11'/K) / 2`` times ``W' diag(w) W``; weights are numbers of units."""
     rng = np.random.default_rng(11)
-    W, weights, score = rng.normal(size=(30, 3)), rng.uniform(0.2, 3.0, 30), rng.normal(size=(2, K - 1, 3))
+    W, weights, at = rng.normal(size=(30, 3)), rng.uniform(0.2, 3.0, 30), rng.normal(size=(2, K - 1, 3))
+    given = np.moveaxis(rng.dirichlet(np.ones(K), size=(2, 30)), -1, 1)
+    monkeypatch.setattr(gate, "_MAX_SHIFT", -1e-3)  # turns Newton's step round
     information = np.kron(0.5 * (np.eye(K - 1) - 1.0 / K), W.T @ np.diag(weights) @ W)
-    for found, one in zip(gate._bound_direction(W, score, weights), score, strict=True):
-        np.testing.assert_allclose(found.ravel(), np.linalg.solve(information, one.ravel()), rtol=1e-9)
+    score = ((given - np.exp(gate_log_probabilities(W, at)))[:, 1:] * weights) @ W
+    for found, old, one in zip(gate_step(W, given, at, weights), at, score, strict=True):
+        np.testing.assert_allclose((found - old).ravel(), np.linalg.solve(information, one.ravel()), rtol=1e-9)

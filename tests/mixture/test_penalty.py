@@ -4,6 +4,7 @@ Responses lie so far apart that memberships are known: the gate is then a multin
 """
 
 import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +15,10 @@ from scipy.stats import chi2
 
 import mixmoe as mm
 from mixmoe.cli.main import main
-from mixmoe.errors import ArgumentError
+from mixmoe.errors import ArgumentError, MixmoeWarning
 from mixmoe.inference.cells import described
 from mixmoe.inference.wald import InvalidTest
+from mixmoe.mixed.end_points import newton_polish
 from mixmoe.mixed.likelihood.observed import evaluate, observed_information
 from mixmoe.mixture.estimate import better
 from mixmoe.mixture.gate import (
@@ -405,3 +407,15 @@ def test_separated_responses_name_coefficient_and_cell(family, value):
     assert fit.bse.index[fit.bse.isna()].tolist() == ["expert1.cell[T.b]"]
     alone = mm.fit("y ~ t + cell", data[data["cell"] != "b"], experts=1, family=family)
     np.testing.assert_allclose(fit.params["expert1.t"], alone.params["expert1.t"], atol=1e-4)
+
+
+def test_the_last_steps_go_on_towards_an_infinite_coefficient():
+    """Each Newton step goes one further in log-odds, which leaves a third of the rest: two would leave .025 of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        fit = fitted(table_data(SEPARATED[:2]), cov_type="nonrobust")
+    name, problem = "gate2.cell[T.b]", fit.model.problem
+    sign = np.sign(fit.params[name])
+    near, far = (fit.model._free(fit.params.where(fit.params.index != name, sign * size)) for size in (5.0, 40.0))
+    reached, most = (evaluate(problem, theta[None]).loglik[0] for theta in (newton_polish(problem, near), far))
+    assert 0 <= most - reached < 1e-4
