@@ -41,6 +41,7 @@ from mixmoe.varying.windows import hermite_matrix
 
 SUBJECTS = ("coefficients", "probabilities", "experts", "mean", "differences")
 # What a reader must know about a value, in the column `mark`.
+BEYOND_LIMITS = "outside limits"  # the estimate lies in its band, but outside its pointwise limits
 OUTSIDE = "outside"  # the estimate lies outside its own band, whose correction for bias moves the function so far
 AT_LIMIT = "limit"  # the dispersion runs to its limit: no standard error; limits, if any, from its likelihood
 THIN = "thin"  # no band: fewer than 2 degrees of freedom for the standard error
@@ -216,6 +217,9 @@ def band_frame(
         values = _on_link_scale(values, problem.family, asked.trials)
     low, high, estimate = (values[name] for name in ("band_low", "band_high", "estimate"))
     marks = np.where(limits, AT_LIMIT, np.where(np.isnan(low), np.where(bands.thin, THIN, LOST), ""))
+    # Beyond the band is the stronger word, so that it comes last.
+    beyond = (estimate < values["conf_low"]) | (estimate > values["conf_high"])
+    marks = np.where(beyond & (marks == ""), BEYOND_LIMITS, marks)
     marks = np.where((estimate < low) | (estimate > high), OUTSIDE, marks)
     order = np.argsort(problem.windows.shown, kind="stable")
     ordered = {name: value[order] for name, value in {**values, "mark": marks}.items()}

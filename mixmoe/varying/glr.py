@@ -48,7 +48,8 @@ class GLRTest:
         Log-likelihood of the fit minus that of the null fit, with weights that sum to the effective number of rows.
     scale, df : float
         The null distribution is, or resembles, that of a chi-square with `df` degrees of freedom over `scale`: but for
-        ``method="bootstrap"``, whose p-value counts draws, ``pvalue = chi2.sf(scale * statistic, df)``.
+        ``method="bootstrap"``, whose p-value counts draws, ``pvalue = chi2.sf(scale * statistic, df)``. NaN where the
+        mean of the draws is not above zero, as no chi-square has such a mean.
     pvalue : float
     method : str
     n_boot : int
@@ -73,11 +74,28 @@ class GLRTest:
     def __str__(self) -> str:
         held = ", ".join(self.functions) if len(self.functions) < 6 else f"{len(self.functions)} functions"
         how = f"{self.method}, {self.n_boot} draws" if self.n_boot else self.method
-        law = f"scale {self.scale:.2f}, df {self.df:.2f}"
+        law = f", scale {self.scale:.2f}, df {self.df:.2f}" if np.isfinite(self.scale) else ""
         return printed_lines(
             f"GLR test, constant under the null: {held}",
-            f"statistic {self.statistic:.3f}, {law}, p-value {self.pvalue:.4f} ({how})",
+            f"statistic {self.statistic:.3f}{law}, p-value {self.pvalue:.4f} ({how})",
+            *self.notes,
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the statistics must know where some of them are negative."""
+        out = []
+        if self.statistic < 0.0:
+            out.append(
+                "The statistic is negative: the functions maximise local likelihoods, and may have a lower "
+                "log-likelihood of all rows than constants. It speaks for constants."
+            )
+        if not np.isfinite(self.scale):
+            out.append(
+                f"{int((self.null < 0.0).sum())} of the {self.n_boot} statistics under the null are negative, and "
+                "their mean is not above zero: they resemble no chi-square, so that there are no scale and df."
+            )
+        return tuple(out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +266,14 @@ class NullLaw:
 
 
 def scaled_chi_square(mean: float, variance: float) -> NullLaw:
-    """The law with a mean and a variance (Box 1954): a chi-square has mean `df` and variance twice that."""
+    """The law with a mean and a variance (Box 1954): a chi-square has mean `df` and variance twice that.
+
+    NaN where the mean is not above zero.
+    """
+    if mean <= 0.0:
+        return NullLaw(np.nan, np.nan)
     scale = 2.0 * mean / max(variance, np.finfo(float).tiny)
-    return NullLaw(scale, max(scale * mean, 0.0))
+    return NullLaw(scale, scale * mean)
 
 
 def null_law(problem: Problem, coef: Array, slots: NDArray[np.intp]) -> NullLaw:

@@ -147,8 +147,9 @@ def _lost(problem: Problem, run: Run, name: str) -> Flag | None:
     return Flag(
         "no_local_maximum",
         f"At {run.lost.sum()} of {len(run.lost)} grid points, {name} = {_runs(problem.windows.shown, run.lost)}, "
-        "the local likelihood has no maximum near the joint fit: the functions there are those of the joint fit, "
-        "without bands; use a larger bandwidth or fewer experts.",
+        "the local likelihood has no maximum near the joint fit: the functions there are those of the joint fit, and "
+        "bands, if bands() has any there, those of another, local-quadratic fit; use a larger bandwidth, fewer experts "
+        "or bands(method='bootstrap').",
     )
 
 

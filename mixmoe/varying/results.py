@@ -165,8 +165,9 @@ class VCMoEResults(MoEResults):
             ``mark`` says what a value lacks: ``"thin"``, no band because too few rows carry the standard error (fewer
             than 2 degrees of freedom, as at the thin ends of an index); ``"no maximum"``, no band because a local
             likelihood has no maximum near the fit; ``"limit"``, a dispersion that runs to its limit, without standard
-            error; ``"outside"``, an estimate outside its own band; else empty. ``attrs["bandwidth"]`` is the bandwidth
-            at which the bands are made (of a gate with its own: that of the experts).
+            error; ``"outside"``, an estimate outside its own band; ``"outside limits"``, one in its band but outside
+            its pointwise limits; else empty. ``attrs["bandwidth"]`` is the bandwidth at which the bands
+            are made (of a gate with its own: that of the experts).
 
         Warns
         -----

@@ -49,14 +49,13 @@ from scipy import sparse
 
 from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.inference.small_samples import cluster_moves, leverage_power
-from mixmoe.varying.em_steps import Natural, WindowPrior, global_units, own_natural
+from mixmoe.varying.constants import ConstantsEquation, is_flat
+from mixmoe.varying.em_steps import Natural, own_natural
 from mixmoe.varying.leave_one_out import Node, response_nodes
 from mixmoe.varying.local_likelihood import (
     Local,
     NaturalTerms,
-    assemble_terms,
     complete_scores,
-    constants_without_information,
     full_information,
     local_pieces,
     masked_information,
@@ -64,16 +63,13 @@ from mixmoe.varying.local_likelihood import (
     natural_predictors,
     state_of,
     unit_diagonal,
-    whole_block,
     without_information,
 )
-from mixmoe.varying.local_maximum import FLAT, on_limit
 from mixmoe.varying.problem import Problem
 from mixmoe.varying.windows import Block, linear_matrix
 
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
 ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 of rows with one expert, HC3 of others and CR3 of clusters
-SINGULAR = 1e-12  # smallest singular value of the scaled equation of the constants with which it is solved
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +156,7 @@ def influence(
     slots, unit = np.flatnonzero(local.problem.const), local.windows.bandwidth**-derivative
     wanted = slice(derivative * n_slots, (derivative + 1) * n_slots)
     # Constants are common to all windows: one bordered system ties the local solutions together.
-    border = _Border(local, coef, slots, added) if len(slots) else None
+    border = ConstantsEquation(local, coef, slots, added) if len(slots) else None
     kept = local.problem.rows.in_files
     pieces: list[Array] = []
     flat = False
@@ -170,7 +166,7 @@ def influence(
         inverse = _inverses(full, free[block.first : block.last])
         if border is not None and local.problem.slots.n_experts > 1:
             known = full_information(local, block, terms.penalised(terms.complete), terms.kernel)
-            flat = flat or _is_flat(full, known, free[block.first : block.last])
+            flat = flat or is_flat(full, known, free[block.first : block.last])
         natural = natural_predictors(local, block, coef[block.first : block.last])
         score = terms.score if added is None else terms.added_score(added)
         for g in range(block.last - block.first):
@@ -338,19 +334,9 @@ def _inverses(full: Array, free: BoolArray) -> Array:
     return np.where(free[:, :, None] & free[:, None, :], out, 0.0)
 
 
-def _is_flat(full: Array, complete: Array, free: BoolArray) -> bool:
-    """Whether some informations (g, D L, D L) have a direction without curvature, by that with known experts."""
-    diagonal = np.einsum("gii->gi", complete)
-    seen = free & (diagonal > 0.0)
-    root = 1.0 / np.sqrt(np.where(seen, diagonal, 1.0))
-    unit = masked_information(full, seen)
-    scale = np.where(seen, root, 1.0)
-    return bool((np.linalg.eigvalsh(unit * scale[:, :, None] * scale[:, None, :])[:, 0] < FLAT).any())
-
-
 def _expected_border(
     local: Local, coef: Array, free: BoolArray, power: float, clusters: IntArray | None, added: int | None
-) -> "_Border":
+) -> ConstantsEquation:
     """The equation of the constants with the information expected under the fitted mixture, see `influence`."""
     problem, slots = local.problem, np.flatnonzero(local.problem.const)
     own = own_natural(problem, state_of(local, coef))
@@ -360,7 +346,7 @@ def _expected_border(
     for node in response_nodes(problem, own):
         score = complete_scores(problem, node.outcome, own).score
         expected += node.weight * score[:, None] * score[None]
-    border = _Border(local, coef, slots, added, expected)
+    border = ConstantsEquation(local, coef, slots, added, expected)
     for block, terms in local_pieces(local, coef):
         there = np.concatenate([expected[:, :, rows] for rows in block.parts], axis=2)
         terms = replace(terms, information=there)
@@ -454,83 +440,6 @@ def _model_df(problem: Problem, natural: Natural, rows: slice | IntArray, nodes:
     spread = fourth - (mean**2).sum(axis=0)
     with np.errstate(over="ignore"):  # a variance without spread has all the degrees of freedom that there are
         out: Array = 2.0 * mean.sum(axis=0) ** 2 / np.maximum(spread, np.finfo(float).tiny)
-    return out
-
-
-class _Border:
-    """The global score equation of the constants, accumulated over grid points.
-
-    Parameters
-    ----------
-    local : Local
-    coef : ndarray, shape (G, D, L)
-    slots : ndarray of int, shape (C,)
-    added : int or None
-        See `influence`.
-    expected : ndarray, shape (d, d, n), optional
-        Information of the rows in place of the observed one.
-    """
-
-    def __init__(
-        self, local: Local, coef: Array, slots: IntArray, added: int | None, expected: Array | None = None
-    ) -> None:
-        problem, d = local.problem, local.free.shape[0]
-        rows, n_slots = problem.rows, local.free.shape[1]
-        natural = own_natural(problem, state_of(local, coef))
-        terms = assemble_terms(problem, whole_block(slice(0, rows.n)), natural)
-        terms = replace(terms, prior=_prior_of_constants(problem, natural))
-        score = terms.score if added is None else terms.added_score(added)
-        design = natural_design(local, slice(None), np.zeros(rows.n))[:, :, :n_slots]  # (n, d, L)
-        weights = rows.weights
-        information = terms.information if expected is None else expected
-        curvature = np.moveaxis(terms.penalised(information), -1, 0) * weights[:, None, None]
-        mixed = np.swapaxes(design[:, :, slots], 1, 2) @ curvature @ design  # (n, C, L)
-        self._score = np.einsum("nd,ndc->nc", score.T * weights[:, None], design[:, :, slots])
-        self._matrix = mixed[:, :, slots].sum(axis=0)
-        self._reach = _through_interpolation(local, mixed, d)  # (C, G, D, L)
-        self._free = local.free
-        at_limit = np.zeros(n_slots, dtype=bool)
-        at_limit[problem.slots.dispersions] = on_limit(problem, coef).any(axis=0)
-        self._known = ~(constants_without_information(problem, natural) | at_limit)[slots]
-
-    def add(self, g: int, rows: slice | IntArray, move: Array, drift: Array) -> None:
-        """Subtract what the functions at grid point g contribute."""
-        reach = (self._reach[:, g] * self._free).reshape(len(self._reach), -1)
-        self._score[rows] -= move @ reach.T  # no row is in a window twice
-        self._matrix = self._matrix + reach @ drift
-
-    def solve(self) -> Array:
-        """Influence of the rows on the constants, (n, C); NaN for those that the rows say nothing about."""
-        out, known = np.full(self._score.shape, np.nan), self._known
-        matrix = self._matrix[np.ix_(known, known)]
-        size = np.sqrt(np.abs(np.diag(matrix)))
-        if np.isfinite(matrix).all() and (size > 0.0).all() and known.any():
-            unit = matrix / np.outer(size, size)
-            if np.linalg.svd(unit, compute_uv=False)[-1] > SINGULAR:
-                out[:, known] = np.linalg.solve(unit, (self._score[:, known] / size).T).T / size
-        return out
-
-
-def _prior_of_constants(problem: Problem, natural: Natural) -> WindowPrior | None:
-    """What a penalty of the gate adds to the likelihood of its constants."""
-    rows, slots = problem.rows, problem.slots
-    free = problem.const[slots.gates]
-    if rows.penalty is None or not free.any():
-        return None
-    return WindowPrior(global_units(rows.penalty, rows, natural.log_gate[None], free)[0], np.zeros(1))
-
-
-def _through_interpolation(local: Local, mixed: Array, d: int) -> Array:
-    """Sums of the mixed curvature over rows by grid point and power, (C, G, D, L)."""
-    problem = local.problem
-    _, c, n_slots = mixed.shape
-    flat = mixed.reshape(len(mixed), -1)
-    summed = np.asarray(problem.levels.T @ flat).reshape(-1, 2, c, n_slots)
-    gates = problem.slots.gates
-    other = np.asarray(problem.gate_levels.T @ flat).reshape(-1, 2, c, n_slots)
-    summed[..., gates] = other[..., gates]
-    out = np.zeros((c, len(summed), d, n_slots))
-    out[:, :, : min(d, 2)] = np.moveaxis(summed, 2, 0)[:, :, : min(d, 2)]
     return out
 
 

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import chi2
 
 from mixmoe.errors import ArgumentError
+from mixmoe.varying.glr import GLRTest, scaled_chi_square
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
 
@@ -106,3 +107,20 @@ def test_unknown_names_are_refused(fit):
         flat.test_varying()
     with pytest.raises(ArgumentError, match="method must be one of"):
         fit.test_varying("all", method="exact")
+
+
+def test_draws_with_a_negative_mean_have_no_chi_square():
+    null = np.array([-2.0, -1.0, 0.5])
+    law = scaled_chi_square(float(null.mean()), float(null.var(ddof=1)))
+    assert np.isnan([law.scale, law.df]).all()
+    printed = str(GLRTest(("expert1.z",), -0.6, law.scale, law.df, 0.75, "bootstrap", 3, -10.6, -10.0, null))
+    assert "scale -" not in printed
+    assert "nan" not in printed
+    for words in ("The statistic is negative", "2 of the 3 statistics under the null are negative"):
+        assert words in " ".join(printed.split())
+
+
+def test_the_law_has_the_mean_and_variance_it_is_given():
+    law = scaled_chi_square(3.0, 2.5)
+    assert chi2.mean(law.df) / law.scale == pytest.approx(3.0)
+    assert chi2.var(law.df) / law.scale**2 == pytest.approx(2.5)

@@ -168,6 +168,9 @@ def test_an_estimate_outside_its_band_is_marked_everywhere():
     outside = (bands["estimate"] < bands["band_low"]) | (bands["estimate"] > bands["band_high"])
     assert outside.any()
     assert ((bands["mark"] == "outside") == outside).all()
+    beyond = ((bands["estimate"] < bands["conf_low"]) | (bands["estimate"] > bands["conf_high"])) & ~outside
+    assert beyond.any()
+    assert ((bands["mark"] == "outside limits") == beyond).all()
     assert "Estimates lie outside their own bands" in " ".join(str(fit.summary()).split())
     points = fit.model.points
     shown = outside.to_numpy().reshape(-1, len(fit.model.problem.windows.grid))[:, points].sum()
