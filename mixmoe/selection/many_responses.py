@@ -18,7 +18,7 @@ from mixmoe.atomic import PathLike
 from mixmoe.design.beside import named_columns
 from mixmoe.design.formula import parse_formula
 from mixmoe.design.frame import unknown_column, whole_frame
-from mixmoe.errors import ArgumentError, DesignError, MixmoeWarning
+from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, MixmoeWarning, warn
 from mixmoe.families import family_of, model_options
 from mixmoe.mixture.resampling import Journal, fingerprint
 from mixmoe.output.records import Table
@@ -63,11 +63,14 @@ class Each(Printed):
         By response: llf, aic, bic, nobs, n_units, converged, flags, seconds, reason.
     interrupted : bool
         Whether Ctrl-C ended the run; the responses are those that were finished.
+    n_rows : int
+        Rows of the data, of which those with a missing value or a weight of zero are left out of a fit.
     """
 
     estimates: pd.DataFrame
     fits: pd.DataFrame
     interrupted: bool = False
+    n_rows: int = 0
 
     def to_frame(self) -> pd.DataFrame:
         """A copy of `estimates`."""
@@ -76,8 +79,11 @@ class Each(Printed):
     def tables(self) -> tuple[Table, ...]:
         """Counts, and for each parameter the responses with p-values below 0.05."""
         failed = self.fits["reason"] != ""
+        used = sorted({int(n) for n in self.fits.loc[~failed, "nobs"]})
         facts = (
             ("Responses", len(self.fits)),
+            ("Rows", self.n_rows),
+            ("Rows of a fit", " to ".join(str(n) for n in dict.fromkeys((*used[:1], *used[-1:])))),
             ("Without a fit", int(failed.sum())),
             ("Not converged", int((~failed & ~self.fits["converged"].astype(bool)).sum())),
             ("With flags", int((self.fits["flags"] != "").sum())),
@@ -200,6 +206,11 @@ def fit_each(
     ArgumentError, FormulaError, DesignError
         If arguments are wrong, or no response can be fitted.
 
+    Warns
+    -----
+    DroppedRowsWarning
+        If rows were left out of a fit.
+
     References
     ----------
     Benjamini & Hochberg (1995), JRSS B 57, 289-300. Holm (1979), Scandinavian Journal of Statistics 6, 65-70.
@@ -239,7 +250,15 @@ def fit_each(
         if len(reasons) == 1 and len(records) > 1:
             raise DesignError(f"no response could be fitted, all for one reason: {records[0]['reason']}")
         raise DesignError(f"no response could be fitted; {records[0]['response']!r}: {records[0]['reason']}")
-    return Each(_estimates(records), _fits(records), found.interrupted)
+    n, fits = len(given.covariates), _fits(records)
+    most = max((n - int(used) for used in fits.loc[fits["reason"] == "", "nobs"]), default=0)
+    if most:
+        warn(
+            f"up to {most} of {n} rows were left out of a fit, for a missing value or a weight of zero; column nobs of "
+            "fits has what is left for each response",
+            DroppedRowsWarning,
+        )
+    return Each(_estimates(records), fits, found.interrupted, n)
 
 
 def _input(responses: Any, data: Any, layer: str | None, size_factors: str | None) -> _Input:

@@ -8,7 +8,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 import mixmoe as mm
-from mixmoe.errors import ArgumentError, DesignError, FormulaError
+from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, FormulaError
 from mixmoe.selection.many_responses import holm
 
 FORMULA = "~ age | re: (1 | subject)"
@@ -210,3 +210,11 @@ def test_an_error_that_all_responses_share_is_not_told_of_the_first(data):
     wrong = data.assign(depth=np.where(np.arange(len(data)) == 3, -np.inf, 0.0))
     with pytest.raises(DesignError, match=r"no response could be fitted, all for one reason: .*'depth' \(offset\)"):
         mm.fit_each(["distance", "half"], "~ age", wrong, experts=1, offset="depth")
+
+
+def test_rows_that_are_left_out_are_told_and_counted(data):
+    holes = data.assign(age=data["age"].where(data.index != 3), half=data["half"].where(data.index > 1))
+    with pytest.warns(DroppedRowsWarning, match="up to 3 of 108 rows were left out of a fit"):
+        each = mm.fit_each(["distance", "half"], FORMULA, holes, experts=1, progress=False)
+    assert list(each.fits["nobs"]) == [107, 105]
+    assert "105 to 107" in str(each.summary())
