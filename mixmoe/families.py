@@ -478,7 +478,7 @@ _HOME: Mapping[str, tuple[str, str]] = MappingProxyType(
 _PARTITIONED: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "MEMoE": ("mixmoe.mixed.partitioned", "PartitionedMEMoE"),
-        "VCMoE": ("mixmoe.varying.partitioned", "PartitionedVCMoE"),
+        "VCMoE": ("mixmoe.varying.partitioned_vcmoe", "PartitionedVCMoE"),
     }
 )
 # The one piece of state of the package: families that others add.

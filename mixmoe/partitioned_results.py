@@ -10,7 +10,7 @@ from mixmoe.errors import ArgumentError
 from mixmoe.families import Effects
 from mixmoe.mixture_results import MoEResults
 from mixmoe.output.records import Marks, Observed, Panel
-from mixmoe.partitions.predictions import refused
+from mixmoe.partitions.partwise_predictions import refused
 
 _OF_SAMPLE = tuple(kind for kind in PANELS if kind not in ("profile", "starts"))
 _BY_PARTITION = (

@@ -36,7 +36,7 @@ from mixmoe.loading import load
 from mixmoe.output.plots import FIGURE_ENDINGS, save_figure
 from mixmoe.output.summary import Summary
 from mixmoe.partitioned_results import OfPartitions
-from mixmoe.partitions.predictions import Predictions
+from mixmoe.partitions.partwise_predictions import Predictions
 from mixmoe.partitions.scan import Scan, scan
 from mixmoe.report.described import describe
 from mixmoe.results import Results

@@ -435,10 +435,7 @@ def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) 
 def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Recipe:
     """The recipe with what only the original data can tell."""
     warn_empty_terms(recipe, built)
-    kept = {
-        section: independent(section, aliases(built.matrices[section]), built.names[section])
-        for section in ("expert", "gate", "sigma")
-    }
+    kept = {section: _columns_kept(section, built) for section in ("expert", "gate", "sigma")}
     # The intercept of sigma: is the residual standard deviation, a parameter of its own.
     kept["sigma"] &= np.array([name != "Intercept" for name in built.names["sigma"]], dtype=bool)
     refuse_overlaps(recipe, built, kept)
@@ -448,6 +445,16 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -
     used = {str(name): columns[name] for name in columns if name in rows.columns} | lagged
     numeric = frozenset(name for name, values in used.items() if is_numeric(values))
     return replace(recipe, specs=built.specs, kept=kept, numeric=numeric, levels=levels)
+
+
+def _columns_kept(section: str, built: Materialized) -> NDArray[np.bool_]:
+    """Which columns of a section are kept, shape (p,), with warnings for the superfluous."""
+    names = np.array(built.names[section], dtype=object)
+    # Beside an intercept that is a function as a whole the constant one only tells how categories are coded.
+    kept = np.ones(len(names), dtype=bool) if "Intercept.level" not in names else names != "Intercept"
+    others = independent(section, aliases(built.matrices[section][:, kept]), tuple(names[kept]))
+    kept[np.flatnonzero(kept)] = others
+    return kept
 
 
 def assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Design:

@@ -27,7 +27,7 @@ from mixmoe.mixed.model import MEMoE
 from mixmoe.mixed.options import ResponseModel, check_response, coordinates_of
 from mixmoe.mixed.options import check_identified as check_identified_by_rows
 from mixmoe.mixed.parameters import Coordinates, Structure
-from mixmoe.mixed.partitioned_results import PartitionedGLMMResults, PartitionedResults, Subjects
+from mixmoe.mixed.results_of_partitions import PartitionedGLMMResults, PartitionedResults, Subjects
 from mixmoe.mixture.estimate import EMFit, Flag
 from mixmoe.output.saved import SavedFit
 from mixmoe.partitions.gathered import gather, joined_on_disk, of_run, runs

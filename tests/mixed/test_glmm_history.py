@@ -154,6 +154,7 @@ class Dense:
 
     eta: list
     mass: np.ndarray
+    within: np.ndarray
     width: list
 
 
@@ -185,7 +186,8 @@ def dense(fit, past, row, points):
         widths.append(np.sqrt(((into @ params.factor[0, k] * steps) ** 2).sum()))
         logs.append(log + gate[k] + np.log(steps).sum())
     mass = np.exp(np.array(logs) - np.max(logs))
-    return Dense(etas, mass / mass.sum(), widths)
+    within = np.exp(np.array(logs) - np.max(logs, axis=1, keepdims=True))  # also of experts without mass to all digits
+    return Dense(etas, mass / mass.sum(), within / within.sum(axis=1, keepdims=True), widths)
 
 
 def log_posterior(fit, k, past, u):
@@ -332,7 +334,7 @@ def test_fitted_values_and_random_effects_are_posterior_means(fitted):
             np.testing.assert_allclose(values[i], exact(fit, mine, mine.loc[[i]], 801)[0][0], rtol=1e-4)
         for k in (0, 1):
             d = dense(fit, mine, mine.iloc[:1], 801)
-            share = d.mass[k] / d.mass[k].sum()
+            share = d.within[k]
             b = d.eta[k] - predictor(fit, k, mine.iloc[:1])[0]
             mean, part = share @ b, effects.loc[subject, f"expert{k + 1}"]
             np.testing.assert_allclose(part["Intercept"], mean, atol=1e-5)

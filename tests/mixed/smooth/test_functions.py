@@ -472,3 +472,14 @@ def test_functions_of_fewer_subjects_than_parameters_have_no_tests():
     assert "nan" not in str(fit.wald_test_terms())
     trusted = mm.fit("y ~ s(t) + x | re: (1 | id)", data, experts=1, rng=0, cov_type="nonrobust")
     assert trusted.test_varying("s(t)").pvalue < 0.05
+
+
+def test_constants_beside_an_intercept_that_varies_are_coded_against_their_first_level():
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"t": rng.uniform(size=120), "g": np.tile(["a", "b", "c"], 40)})
+    data["y"] = np.sin(6 * data["t"]) + 0.5 * (data["g"] == "b") + rng.normal(scale=0.3, size=120)
+    fit = mm.fit("y ~ const(g) | vary: t", data, experts=1, smoother="spline")
+    assert [name for name in fit.params.index if "g[" in name] == ["expert1.g[T.b]", "expert1.g[T.c]"]
+    assert fit.params["expert1.g[T.b]"] == pytest.approx(0.5, abs=0.2)
+    shifted = fit.predict(data.assign(g="b"))["mean"] - fit.predict(data.assign(g="a"))["mean"]
+    np.testing.assert_allclose(shifted, fit.params["expert1.g[T.b]"])

@@ -19,7 +19,7 @@ from mixmoe.output.predictions import IntervalOf, Kind, Scale
 from mixmoe.output.records import Curve
 from mixmoe.output.saved import SavedFit, SavedRows, write
 from mixmoe.partitioned_results import OfPartitions
-from mixmoe.partitions.predictions import Predictions
+from mixmoe.partitions.partwise_predictions import Predictions
 from mixmoe.partitions.scan import as_partitions
 from mixmoe.partitions.streamed import units_of
 from mixmoe.results import FitSide, PathLike, called

@@ -24,7 +24,7 @@ from mixmoe.output.predictions import IntervalOf, Kind, Scale, Wanted, checked_w
 from mixmoe.output.saved import SavedFit, write
 from mixmoe.partitioned_results import OfPartitions
 from mixmoe.partitions.gathered import on_disk
-from mixmoe.partitions.predictions import Predictions
+from mixmoe.partitions.partwise_predictions import Predictions
 from mixmoe.partitions.scan import as_partitions
 from mixmoe.partitions.ungrouped import Ungrouped, gathered_rows, taken_to_files
 from mixmoe.responses.distribution import Family
@@ -221,7 +221,7 @@ class PartitionedVCMoEResults(OfPartitions, VCMoEResults):
         Returns
         -------
         DataFrame, or of partitions Predictions
-            See `mixmoe.partitions.predictions.Predictions`; of a Dask frame a Dask frame, not yet computed.
+            See `mixmoe.partitions.partwise_predictions.Predictions`; of a Dask frame a Dask frame, not yet computed.
         """
         data = self.model.found.source.data if new is None else as_partitions(new)
         model, wanted = self.model.of_few, checked_wanted(kind, interval, alpha, scale)
