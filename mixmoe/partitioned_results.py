@@ -1,6 +1,9 @@
 """What results of partitioned data have in common: rows are those of a sample, or stay in their partitions."""
 
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from mixmoe._typing import Array
 from mixmoe.check.diagnosis import PANELS
@@ -8,6 +11,7 @@ from mixmoe.check.influence import GateEffects
 from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Effects
+from mixmoe.inference.likelihood_ratio import FitSide
 from mixmoe.mixture_results import MoEResults
 from mixmoe.output.records import Marks, Observed, Panel
 from mixmoe.partitions.partwise_predictions import refused
@@ -73,6 +77,11 @@ class OfPartitions(MoEResults):
     def _more_notes(self) -> tuple[str, ...]:
         words = self._sample_words
         return (*super()._more_notes, *([f"Figures: {words[0].lower()}{words[1:]}"] if words else []))
+
+    def _side(self) -> FitSide:
+        """What the likelihood-ratio test needs: columns and data are compared on the sample."""
+        mine = self.sampled()._side()
+        return replace(mine, aux={**mine.aux, "": np.array([self.nobs, self.n_units])})
 
     def gate_effects(self, covariates: Any = None, *, alpha: float = 0.05, dummy: bool = False) -> GateEffects:
         """Average marginal effects over the units of the sample, see `MoEResults.gate_effects`."""

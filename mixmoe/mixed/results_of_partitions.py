@@ -22,7 +22,7 @@ from mixmoe.partitioned_results import OfPartitions
 from mixmoe.partitions.partwise_predictions import Predictions
 from mixmoe.partitions.scan import as_partitions
 from mixmoe.partitions.streamed import units_of
-from mixmoe.results import FitSide, PathLike, called
+from mixmoe.results import PathLike, called
 
 if TYPE_CHECKING:
     from mixmoe.mixed.partitioned import PartitionedMEMoE
@@ -167,11 +167,6 @@ class PartitionedResults(OfPartitions, MEMoEResults):
     @property
     def _sample(self) -> Design:
         return self.model.design.sample
-
-    def _side(self) -> FitSide:
-        """What the likelihood-ratio test needs: columns and data are compared on the sample."""
-        mine = self.sampled()._side()
-        return replace(mine, aux={**mine.aux, "": np.array([self.nobs, self.n_units])})
 
     def save(self, path: PathLike, data: bool = True) -> None:
         """Write the fit to a file that `mixmoe.load` reads; no pickle.

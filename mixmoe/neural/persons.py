@@ -434,18 +434,22 @@ def predict_frame(persons: Persons, covered: Uncertainty | None, new: Any, wante
     check_rows_ahead(persons, design)
     if persons.problem.network.hidden or persons.problem.network.module is not None:
         warn_outside(persons.design, design, {"expert": np.ones(design.expert.shape[1], dtype=bool)})
-    known = match_labels(persons, design, own)
+    known, codes = match_labels(persons, design, own), level_codes(persons.levels, design, own=own)
     if own and persons.problem.personal.q:
-        found = known >= 0
-        if persons.levels:  # of a person never seen in a culture of the fit something is known
-            of_rows = (level_codes(persons.levels, design) >= 0).any(axis=1)
-            found |= np.bincount(design.codes[of_rows], minlength=found.size) > 0
-        warn_strangers("the population", found, given=persons.fitted is not None)
-    return in_user_order(predicted_columns(persons, covered, design, known, wanted, rng), design, new)
+        # Of a person never seen something is known in a culture of the fit.
+        grouped = np.bincount(design.codes[(codes >= 0).any(axis=1)], minlength=known.size) > 0
+        warn_strangers("the population", (known >= 0) | grouped, given=persons.fitted is not None)
+    return in_user_order(predicted_columns(persons, covered, design, known, codes, wanted, rng), design, new)
 
 
 def predicted_columns(
-    persons: Persons, covered: Uncertainty | None, design: Design, known: IntArray, wanted: Wanted, rng: Any
+    persons: Persons,
+    covered: Uncertainty | None,
+    design: Design,
+    known: IntArray,
+    codes: IntArray,
+    wanted: Wanted,
+    rng: Any,
 ) -> dict[str, Array]:
     """Columns of predictions of the rows of a design, in its order.
 
@@ -453,6 +457,8 @@ def predicted_columns(
     ----------
     known : ndarray of int, shape (N,)
         Place of each unit among the persons; -1 for unknown ones.
+    codes : ndarray of int, shape (n, G)
+        Level of each row in the further groupings, see `level_codes`.
     """
     is_known = (known >= 0)[design.codes]
     own = limits_of_persons(persons, wanted)
@@ -462,7 +468,6 @@ def predicted_columns(
     low, high = np.full((2, design.n), np.nan)
     whole = Prediction(means, variances, low, high, np.zeros(design.n))
     if persons.levels:
-        codes = level_codes(persons.levels, design, own=own)
         every = np.ones(design.n, dtype=bool)
         blocks = blocks_of(design, "gaussian", persons.scaling, every, known, persons.problem.device, codes)
         return labelled(persons, combined_predictions(persons, covered, blocks, limits), wanted)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.design.aliases import aliases, check_effects, dependent, independent
-from mixmoe.design.complete_rows import Dropped, say_dropped
+from mixmoe.design.complete_rows import Dropped
 from mixmoe.design.design import Design, DesignNames, check_size, offset_of, replay
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.frame import shown
@@ -28,7 +28,7 @@ from mixmoe.design.recipe import Recipe, make_recipe
 from mixmoe.errors import DesignError
 from mixmoe.partitions.moments import BySubject, Sums, accumulate, reference_of
 from mixmoe.partitions.scan import Partitions
-from mixmoe.partitions.survey import Source, coded, group_of, rowwise, source_of, survey
+from mixmoe.partitions.survey import Source, coded, group_of, rowwise, surveyed
 
 _VARIES = 1e-9  # of the largest value, as in designs in memory
 
@@ -150,13 +150,8 @@ def stream(
     DroppedRowsWarning, CollinearityWarning
     """
     recipe = rowwise(make_recipe(formula, context, "formulaic", "numeric", aux, True, smooths=True))
-    apart = (formula.response, group_of(recipe))
-    source = source_of(data, recipe)
-    found = survey(recipe, source)
-    say_dropped(found.dropped, found.n_input, data.columns, apart)
-    states = {code: one.state() for code, one in found.states.items()}
-    made = coded(recipe, found.witnesses, found.sample, states)
-    source = replace(source, types=found.types)
+    group = group_of(recipe)
+    found, made, source = surveyed(recipe, data)
     near = replay(made.recipe, found.sample, response=True)
     y = np.asarray(near.response) - offset_of(near)
     reference = reference_of(y, near.expert, near.random)
@@ -166,7 +161,7 @@ def stream(
     check_size(near.names.response, sums.largest)
     counts = sums.subjects.sums[0].astype(np.intp)
     check_effects(near.names.random, dependent(*_triangles(sums.random, sums.reference.random)), int(counts.max()))
-    gate = _baseline(sums.subjects, made.built.names["gate"], group_of(recipe))
+    gate = _baseline(sums.subjects, made.built.names["gate"], group)
     expert = dependent(*_triangles(sums.expert[:, :-1], sums.reference.expert, sums.shifted))
     kept = {
         **made.recipe.kept,
@@ -190,7 +185,7 @@ def stream(
         gate_const=sample.gate_const,
         sample=sample,
         witnesses=found.witnesses,
-        states=states,
+        states=found.transforms(),
         aux=_aux_of(sums.subjects.clusters),
     )
     return Streamed(design, sums, source)

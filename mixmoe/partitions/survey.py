@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mixmoe.design import formulaic_engine
 from mixmoe.design.aliases import warn_empty_terms
 from mixmoe.design.checks import check_columns, check_names, check_types
-from mixmoe.design.complete_rows import Dropped, NothingLeftError, Rows, earliest, without_rows
+from mixmoe.design.complete_rows import Dropped, NothingLeftError, Rows, earliest, say_dropped, without_rows
 from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView, infinite, is_numeric, shown, view
 from mixmoe.design.recipe import WHERE, Recipe, collect, formula_frame, needs_of
@@ -57,6 +57,10 @@ class Survey:
     witnesses: pd.DataFrame
     sample: pd.DataFrame
     types: Mapping[str, Any]
+
+    def transforms(self) -> dict[str, Mapping[str, Any]]:
+        """States of the transforms in all rows, by the code of their calls."""
+        return {code: one.state() for code, one in self.states.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,6 +437,32 @@ def coded(recipe: Recipe, witnesses: pd.DataFrame, sample: pd.DataFrame, states:
     whole = {name: np.ones(len(built.names[name]), dtype=bool) for name in ("expert", "gate", "sigma")}
     warn_empty_terms(recipe, built)
     return Coded(replace(recipe, specs=built.specs, numeric=numeric, kept=whole), built)
+
+
+def surveyed(recipe: Recipe, data: Partitions) -> tuple[Survey, Coded, Source]:
+    """The first pass over data: what it finds, the recipe that follows from it, and the source of further passes.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        By rows, see `rowwise`.
+    data : Partitions
+
+    Raises
+    ------
+    DesignError
+
+    Warns
+    -----
+    DroppedRowsWarning, CollinearityWarning
+    """
+    source = source_of(data, recipe)
+    found = survey(recipe, source)
+    formula = recipe.formula
+    group = None if formula.random is None else formula.random.group
+    say_dropped(found.dropped, found.n_input, data.columns, (formula.response, group))
+    made = coded(recipe, found.witnesses, found.sample, found.transforms())
+    return found, made, replace(source, types=found.types)
 
 
 @dataclass(frozen=True, slots=True)

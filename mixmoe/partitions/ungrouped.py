@@ -7,7 +7,7 @@ Columns are those that the design of all rows in memory has, but for the roundin
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array, IntArray
 from mixmoe.design.aliases import aliases, independent
-from mixmoe.design.complete_rows import say_dropped
 from mixmoe.design.design import Design, check_index, replay
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.recipe import Recipe, make_recipe
 from mixmoe.errors import DesignError
 from mixmoe.partitions.gathered import RUN_ROWS, on_disk, rows_of_part
 from mixmoe.partitions.scan import ROWS_AT_ONCE, Partitions
-from mixmoe.partitions.survey import Source, coded, rowwise, source_of, survey
+from mixmoe.partitions.survey import Source, rowwise, surveyed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +36,11 @@ class Ungrouped:
         Of all rows, in the order of the data; its arrays lie in files, its frame holds the rows of the sample only.
     sample : Design
         Of a random sample of the rows, in the order of the data.
-    witnesses : DataFrame
-        Rows that hold a level of a category first, which the sample may lack.
-    states : mapping of str to mapping
-        Of the transforms in all rows, by the code of their calls.
     source : Source
     """
 
     design: Design
     sample: Design
-    witnesses: pd.DataFrame = field(repr=False)
-    states: Mapping[str, Mapping[str, Any]] = field(repr=False)
     source: Source
 
 
@@ -81,12 +74,8 @@ def gathered_rows(
     DroppedRowsWarning, CollinearityWarning
     """
     recipe = rowwise(make_recipe(formula, context, "formulaic", "numeric", aux, True))
-    source = source_of(data, recipe)
-    found = survey(recipe, source)
-    say_dropped(found.dropped, found.n_input, data.columns, (formula.response, None))
-    states = {code: one.state() for code, one in found.states.items()}
-    recipe = coded(recipe, found.witnesses, found.sample, states).recipe
-    source = replace(source, types=found.types)
+    found, made, source = surveyed(recipe, data)
+    recipe = made.recipe
     every = replay(recipe, found.sample, response=True)
     columns = _columns(recipe, source, every, found.n, check)
     check_index(columns["index"], str(every.names.index))
@@ -110,7 +99,7 @@ def gathered_rows(
         dropped=found.dropped,
         n_input=found.n_input,
     )
-    return Ungrouped(design, sample, found.witnesses, states, source)
+    return Ungrouped(design, sample, source)
 
 
 def _columns(

@@ -28,7 +28,7 @@ from mixmoe.partitions.partwise_predictions import Predictions
 from mixmoe.partitions.scan import as_partitions
 from mixmoe.partitions.ungrouped import Ungrouped, gathered_rows, taken_to_files
 from mixmoe.responses.distribution import Family
-from mixmoe.results import FitSide, PathLike, called
+from mixmoe.results import PathLike, called
 from mixmoe.varying.bandwidth import Bandwidths
 from mixmoe.varying.em_steps import Natural, own_natural
 from mixmoe.varying.fitted import FittedVCMoE
@@ -234,11 +234,6 @@ class PartitionedVCMoEResults(OfPartitions, VCMoEResults):
         make = partial(_predicted, model=model, history=history, wanted=wanted, extrapolate=extrapolate, own=own)
         found: pd.DataFrame | Predictions = Predictions(data, columns, (), make).delivered()
         return found
-
-    def _side(self) -> FitSide:
-        """What the likelihood-ratio test needs: columns and data are compared on the sample."""
-        mine = self.sampled()._side()
-        return replace(mine, aux={**mine.aux, "": np.array([self.nobs, self.n_units])})
 
     def save(self, path: PathLike, data: bool = True) -> None:
         """Write the fit to a file that `mixmoe.load` reads; no pickle.

@@ -51,12 +51,10 @@ def _spelled(formula: MoEFormula, parts: tuple[Part, ...]) -> tuple[Part, ...]:
             if part.kind == "const":
                 free.append("1" if is_intercept(term) else name_of(term))
             else:
+                if is_intercept(term):  # for the coding of categories, which leaves out their first level beside it
+                    free.append("1")
                 (common if part.kind == "common" else free).append(_function(term, str(formula.vary)))
-    constant = "1" in free
-    # An intercept that varies is there for the coding of categories, which leaves out their first level beside it.
-    if any(is_intercept(term) for part in parts for term in parse_terms(part.text, part.intercept)) and not constant:
-        free.insert(0, "1")
-    made = [Part(" + ".join(free) or "0", "free", False)] if free or constant else []
+    made = [Part(" + ".join(free), "free", False)] if free else []
     return (*made, *([Part(" + ".join(common), "common", False)] if common else []))
 
 
