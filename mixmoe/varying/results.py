@@ -164,7 +164,8 @@ class VCMoEResults(MoEResults):
 
             ``mark`` says what a value lacks: ``"thin"``, no band because too few rows carry the standard error (fewer
             than 2 degrees of freedom, as at the thin ends of an index); ``"no maximum"``, no band because a local
-            likelihood has no maximum near the fit; ``"limit"``, a dispersion that runs to its limit, without standard
+            likelihood has no maximum near the fit; ``"unsteady"``, no band because the information about an expert
+            alone is noise (its relative standard error is above 3), as where experts coincide; ``"limit"``, a dispersion that runs to its limit, without standard
             error; ``"outside"``, an estimate outside its own band; ``"outside limits"``, one in its band but outside
             its pointwise limits; else empty. ``attrs["bandwidth"]`` is the bandwidth at which the bands
             are made (of a gate with its own: that of the experts).
