@@ -33,7 +33,7 @@ from mixmoe.mixed.likelihood.observed import (
     Problem,
     block_scores,
     evaluate,
-    evaluate_block,
+    likelihood_blocks,
     observed_information,
     penalty_at,
     subject_logliks,
@@ -47,7 +47,6 @@ from mixmoe.mixed.parameters import (
     checked_reported,
     free_to_reported,
     free_to_reported_jacobian,
-    free_to_working,
     permute_reported,
     reported_to_free,
     reported_to_user,
@@ -106,11 +105,9 @@ def expert_subject_scores(problem: Problem, theta: Array) -> SubjectScores:
     s_ik is the score of subject i were she known to belong to expert k, and s_i their responsibility-weighted mean.
     """
     K = problem.structure.n_experts
-    params = free_to_working(problem.structure, theta[None])
     out = SubjectScores(np.empty((problem.n_subjects, theta.size)), np.empty((problem.n_subjects, K, theta.size)))
-    for where, experts in problem.experts.blocks(K):
-        block = evaluate_block(problem, params, where, experts)
-        tau = block.responsibilities
+    for block in likelihood_blocks(problem, theta[None]):
+        where, tau = block.where, block.responsibilities
         out.observed[where] = block_scores(problem, theta[None], block)[0].T
         for k in range(K):
             known = np.zeros_like(tau)
