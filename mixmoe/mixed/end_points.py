@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import delta_se
-from mixmoe.mixed.boundary import find_boundary, informative_basis
-from mixmoe.mixed.information import invert_information
+from mixmoe.mixed.boundary import find_boundary, informative_basis, invert_information
 from mixmoe.mixed.likelihood.observed import (
     Problem,
     block_scores,

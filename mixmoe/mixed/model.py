@@ -23,6 +23,7 @@ from mixmoe.mixed.end_points import with_integral_flag
 from mixmoe.mixed.error_structure import ErrorOptions, ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
 from mixmoe.mixed.estimation import Estimation
 from mixmoe.mixed.glmm_results import GLMMResults
+from mixmoe.mixed.information import Solution
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.likelihood.serial import ErrorKind
 from mixmoe.mixed.options import (
@@ -265,6 +266,7 @@ class MEMoE(Estimation):
                 "coefficients; use method='ml'"
             )
         self.smoothing: Smoothing | None = None
+        self.kept: Solution | None = None  # what is known at a fit, in the model of its results
         self._arrange(build_structure(self.design, self.n_experts, cov_re, self.response))
         self.layout: ParamLayout = layout_of(self.design, self.structure)
 
@@ -288,7 +290,7 @@ class MEMoE(Estimation):
     def results(self, fit: EMFit, cov: ParamCov) -> MEMoEResults:
         """An estimate of this model as results."""
         plain, smooth = (MEMoEResults, SmoothResults) if self.response.gaussian else (GLMMResults, SmoothGLMMResults)
-        return (smooth if fit.smoothing.size else plain)(self.penalised(fit), fit, cov)
+        return (smooth if fit.smoothing.size else plain)(self.bound(fit), fit, cov)
 
     def _arrange(self, structure: Structure) -> None:
         """Set what depends on the data: coordinates, errors and the likelihood."""
@@ -413,7 +415,7 @@ class MEMoE(Estimation):
             fit = seeded(self.maximum(n_starts, generator, given, limits), rng, starts)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
-        return self.penalised(fit)._reported(fit, kind, cov_options)
+        return self.bound(fit)._reported(fit, kind, cov_options)
 
     def _facts(self, options: tuple[Any, ...]) -> tuple[Any, ...]:
         """What tells a fit with these options from others."""
