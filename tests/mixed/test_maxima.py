@@ -10,9 +10,8 @@ from scipy import stats
 
 import mixmoe as mm
 from mixmoe.errors import ApproximationWarning, DegeneracyWarning, DesignError
-from mixmoe.mixed import ascents, end_points
+from mixmoe.mixed import ascents, boundary, end_points
 from mixmoe.mixed import degeneracy as flags
-from mixmoe.mixed import boundary
 from mixmoe.mixed import search as estimate
 from mixmoe.mixed.end_points import collapsed
 from mixmoe.mixed.likelihood.observed import evaluate
