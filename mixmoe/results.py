@@ -357,6 +357,11 @@ class Results(Diagnosis, Reporting, LabelledResults):
         return f"{starts.n_starts} starts, {starts.n_replicated} of which reached the best log-likelihood"
 
     @property
+    def _ends_words(self) -> tuple[str, str]:
+        """Title of the table of the ends of the starts, and a note on how they are the fit's log-likelihood."""
+        return "Maxima that were run to convergence", ""
+
+    @property
     def _classification_facts(self) -> tuple[tuple[str, Cell], ...]:
         """Lines of the header on how well units are told apart."""
         return ()

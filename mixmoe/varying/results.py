@@ -381,8 +381,17 @@ class VCMoEResults(MoEResults):
     @property
     def _starts_words(self) -> str:
         """Of many random starts only few distinct ones go on, so that the best is not counted among all of them."""
-        reached = f"of {self._rivals} distinct ones followed to the end {self.em.starts.n_replicated} reached the best"
-        return f"{self.em.starts.n_starts} of each kind; {reached}"
+        n, best = self._rivals, self.em.starts.n_replicated
+        found = "they led to one solution" if n == 1 else f"{best} of {n} distinct solutions within 0.5 of the best"
+        return f"{self.em.starts.n_starts} of each kind; {found}"
+
+    @property
+    def _ends_words(self) -> tuple[str, str]:
+        """Starts are compared after a few iterations of the joint EM, from the best of which the fit goes on."""
+        return "Distinct solutions after a few iterations from the starts", (
+            f"The best of them went on to the fit, whose log-likelihood is {self.llf:.3f}. The joint EM ascends the "
+            "log-likelihood only nearly, so that the last change may be below zero."
+        )
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
