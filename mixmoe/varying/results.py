@@ -178,7 +178,7 @@ class VCMoEResults(MoEResults):
         frame = self._bands(request.checked(), rng)
         gaps = function_tables.lost_bands(frame)
         if gaps is not None:
-            warn(gaps, ConvergenceWarning)
+            warn(gaps.message, ConvergenceWarning)
         return frame
 
     def test_varying(
@@ -345,7 +345,11 @@ class VCMoEResults(MoEResults):
             See `tables`.
         """
         tables = self.tables(alpha, at, progress=progress)
-        return named_summary(self.shown_names, function_tables.title(self), tables, function_tables.notes(self))
+        return named_summary(self.shown_names, function_tables.title(self), tables, self._remarks, self._printed)
+
+    @property
+    def _about_errors(self) -> tuple[str, ...]:
+        return function_tables.about_errors(self)
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
