@@ -191,7 +191,7 @@ def test_tables_say_what_the_summary_says():
     assert flag.message in fit.summary().notes
     # Whoever reads a paper fits nothing: what to call is no note of a table.
     assert "gate_penalty=" in flag.remedy
-    for written in (made.to_latex(), made.to_markdown(), fit.to_latex(), fit.to_markdown(), fit.summary().as_latex()):
+    for written in (made.as_latex(), made.as_markdown(), fit.to_latex(), fit.to_markdown(), fit.summary().as_latex()):
         assert "no subjects to expert 1" in written
         assert "penalty" not in written
     assert f"model: {flag.note}" in made.notes
@@ -209,7 +209,7 @@ def test_tables_say_what_the_summary_says():
         assert flat(words) in flat(text.split())
     for frame in (fit.to_frame(), fit.tidy()):
         assert frame.attrs["notes"] == fit.summary().notes
-        assert message in frame.attrs["notes"]
+        assert flag.message in frame.attrs["notes"]
 
 
 def test_a_table_says_by_which_reference_its_p_values_are():
