@@ -260,8 +260,8 @@ class Pooled(Printed):
         flags: dict[str, list[int]] = {}
         for i, fit in enumerate(self.fits, 1):
             for flag in fit.flags:
-                flags.setdefault(flag.message, []).append(i)
-        said = (f"Fit {', '.join(map(str, where))}: {message}" for message, where in flags.items())
+                flags.setdefault(flag.note, []).append(i)
+        said = (f"Fit {', '.join(map(str, where))}: {note}" for note, where in flags.items())
         return (*([doubt] if self.agreement < _AGREEMENT else []), *said)
 
 

@@ -23,13 +23,11 @@ from mixmoe.inference.uncertainty import DESCRIPTIONS, ParamCov, checked_alpha, 
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import Block, EMFit, criteria
 from mixmoe.numerics.optimise import loglik_name
-from mixmoe.output.latex import latex
 from mixmoe.output.names import NO_NAMES, Names, checked_terms
 from mixmoe.output.plots import draw, draw_panels
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table, choose
 from mixmoe.output.saved import SavedFit, SavedRows, checksum, fingerprints, write
 from mixmoe.output.summary import Summary, header_table, named_summary, parameter_tables, tidy
-from mixmoe.output.text import markdown
 from mixmoe.report.reporting import Reporting
 
 R = TypeVar("R", bound="Results")
@@ -117,13 +115,13 @@ class Results(Diagnosis, Reporting, LabelledResults):
 
     def summary(self, alpha: float = 0.05) -> Summary:
         """Header, tables and notes; prints as text, and has as_html(), as_latex(), as_markdown(). See `tables`."""
-        return named_summary(self.shown_names, self._title, self.tables(alpha), self._remarks)
+        return named_summary(self.shown_names, self._title, self.tables(alpha), self._remarks, self._printed)
 
     @property
     def _notes_of_table(self) -> tuple[str, ...]:
         """What a table of several fits says below about this one: its standard errors, and each flag."""
         about = (f"Standard errors: {self.cov.note}.",) if self.cov.note else ()
-        return (*about, *(flag.message for flag in self.flags))
+        return (*about, *(flag.note for flag in self.flags))
 
     @property
     def _title(self) -> str:
@@ -132,10 +130,19 @@ class Results(Diagnosis, Reporting, LabelledResults):
 
     @property
     def _remarks(self) -> tuple[str, ...]:
-        """What a reader must know: the covariance, and each flag of the fit."""
+        """What a reader must know: the covariance, and each flag of the fit with what to do about it."""
+        return (*self._about_errors, *(flag.message for flag in self.flags))
+
+    @property
+    def _printed(self) -> tuple[str, ...]:
+        """The same as a paper has it, without what to do."""
+        return (*self._about_errors, *(flag.note for flag in self.flags))
+
+    @property
+    def _about_errors(self) -> tuple[str, ...]:
+        """What a reader must know beside the flags: the covariance, and what the family adds."""
         how = DESCRIPTIONS[self.cov.kind].replace("independent units", self._unit_word)
-        about = f"Standard errors: {how}{'; ' + self.cov.note if self.cov.note else ''}."
-        return (about, *self._more_notes, *(flag.message for flag in self.flags))
+        return (f"Standard errors: {how}{'; ' + self.cov.note if self.cov.note else ''}.", *self._more_notes)
 
     def to_latex(
         self,
@@ -165,16 +172,13 @@ class Results(Diagnosis, Reporting, LabelledResults):
         -------
         str
         """
-        shown = _chosen(self, tables, options)
-        title = shown.title if caption is None else caption
-        return written(latex(shown.tables, title, label, shown.notes, standalone), path)
+        return written(_chosen(self, tables, options).as_latex(caption, label, standalone), path)
 
     def to_markdown(
         self, path: PathLike | None = None, tables: Sequence[str] | str | None = None, **options: Any
     ) -> str:
         """Tables as Markdown; see `to_latex`."""
-        shown = _chosen(self, tables, options)
-        return written(markdown(shown.tables, notes=shown.notes), path)
+        return written(_chosen(self, tables, options).as_markdown(title=False), path)
 
     def to_frame(self, alpha: float = 0.05, exponentiate: bool = False) -> pd.DataFrame:
         """One row per parameter; with `exponentiate` coefficients as odds, rate or mean ratios.
@@ -356,6 +360,11 @@ class Results(Diagnosis, Reporting, LabelledResults):
         return "1 start" if n == 1 else f"{n} starts, {best} of which reached the best log-likelihood"
 
     @property
+    def _ends_words(self) -> tuple[str, str]:
+        """Title of the table of the ends of the starts, and a note on how they are the fit's log-likelihood."""
+        return "Maxima that were run to convergence", ""
+
+    @property
     def _classification_facts(self) -> tuple[tuple[str, Cell], ...]:
         """Lines of the header on how well units are told apart."""
         return ()
@@ -524,7 +533,7 @@ def _chosen(results: Results, keys: Sequence[str] | str | None, options: Mapping
             )
     tables = results.tables(**options)
     chosen = choose(tables, [t.key for t in tables if t.key != "header"] if keys is None else keys)
-    return named_summary(results.shown_names, results._title, chosen, (_size_and_fit(results), *results._remarks))
+    return named_summary(results.shown_names, results._title, chosen, (_size_and_fit(results), *results._printed))
 
 
 def _side(results: Results) -> FitSide:

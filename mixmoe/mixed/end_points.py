@@ -202,7 +202,8 @@ def with_integral_flag(
         "laplace_bias" if shift.from_laplace else "quadrature_bias",
         f"{'The Laplace approximation' if shift.from_laplace else 'The quadrature'} is too coarse for these data: with "
         f"{shift.n_quad} points per random effect the log-likelihood at these estimates is "
-        f"{', and '.join(found)}. Fit with n_quad={shift.n_quad}.",
+        f"{', and '.join(found)}.",
+        f"Fit with n_quad={shift.n_quad}.",
     )
     return replace(fit, flags=(*fit.flags, flag))
 

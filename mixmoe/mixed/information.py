@@ -336,8 +336,8 @@ def identified(at: Solution, information: Array, ridge: Array | None = None) -> 
     about_flat = Flag(
         "flat_likelihood",
         f"The data say nothing about {', '.join(flat)}: the log-likelihood is the same whatever the value. The "
-        "printed values are those where the search happened to stop, without standard errors. Share them between "
-        "experts, leave them out, or use fewer experts.",
+        "printed values are those where the search happened to stop, without standard errors.",
+        "Share them between experts, leave them out, or use fewer experts.",
     )
     return Identified(information, inverse, blank, (about_flat,) if flat else ())
 
@@ -506,7 +506,7 @@ def few_units(problem: Problem, at: Boundary, units: Units) -> tuple[Flag, ...]:
         Flag(
             "few_subjects",
             f"There are only {found}, fewer than {_PER_COEFFICIENT} for each: standard errors are rough, most of all "
-            f"those of standard deviations, correlations and effects that do not vary within {word}. "
+            f"those of standard deviations, correlations and effects that do not vary within {word}.",
             "Use a smaller model, or profile() for limits from the likelihood.",
         ),
     )
@@ -525,7 +525,8 @@ def _about_heavy(middle: Middle, weights: Array, layout: ParamLayout, blank: lis
         "weak_identification",
         f"What is said about {_listed(layout, resting)} rests on {int(middle.heavy.sum())} of the {word}: without one "
         f"of them less than a quarter of the information would be left in some direction (leverage above {HEAVY:g}), "
-        f"or none. Their standard errors are rough. {_COMPARE}",
+        f"or none. Their standard errors are rough.",
+        _COMPARE,
     )
 
 
@@ -553,7 +554,8 @@ def _about_shape(at: Solution, ridge: Array | None, scores: Array, known: Identi
     return Flag(
         "weak_identification",
         f"The log-likelihood is far from quadratic in {_listed(at.layout, resting)}: one standard error away it lies "
-        f"{fall:.2g} below its maximum, where 0.5 is expected. Their standard errors are far too large. {_COMPARE}",
+        f"{fall:.2g} below its maximum, where 0.5 is expected. Their standard errors are far too large.",
+        _COMPARE,
     )
 
 
@@ -569,6 +571,6 @@ def _about_rank(middle: Middle, null: Array, names: list[str], units: Units) -> 
     return Flag(
         "few_subjects",
         f"The scores of the {units.n} {units.word}{of_penalties} have rank {size - null.shape[1]} for {size} "
-        f"parameters: a sandwich of them is not a covariance, and {', '.join(names)} have no standard errors. Use "
-        "cov_type='nonrobust', which trusts the model, or 'bootstrap', or a smaller model.",
+        f"parameters: a sandwich of them is not a covariance, and {', '.join(names)} have no standard errors.",
+        "Use cov_type='nonrobust', which trusts the model, or 'bootstrap', or a smaller model.",
     )

@@ -56,6 +56,7 @@ from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.numerics.linalg import apply_inverse
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
+from mixmoe.responses.offsets import warn_of_offset
 
 _STARTS = 32  # random ones for each expert when the user names no number
 
@@ -275,6 +276,7 @@ class MEMoE(Estimation):
 
     def _check_identified(self) -> None:
         check_identified(self.design, self.n_experts, self.response)
+        warn_of_offset(self.design, self.response.name)
 
     def __repr__(self) -> str:
         return f"<MEMoE {self.formula.text!r}, experts={self.n_experts}, {self.design.n_units} subjects>"

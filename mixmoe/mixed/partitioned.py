@@ -35,6 +35,7 @@ from mixmoe.partitions.moments import Sums
 from mixmoe.partitions.scan import Partitions
 from mixmoe.partitions.streamed import Kept, Streamed, restored, stream, units_of
 from mixmoe.partitions.survey import Source
+from mixmoe.responses.offsets import warn_of_offset
 
 
 class PartitionedMEMoE(MEMoE):
@@ -89,6 +90,7 @@ class PartitionedMEMoE(MEMoE):
     def _check_identified(self) -> None:
         if self._sums is None:  # read from a file
             return
+        warn_of_offset(self.design.sample, self.response.name)
         if self.response.gaussian:
             check_identified(self.design, self._sums, self.n_experts)
         elif self._rows is not None:

@@ -14,8 +14,43 @@ from mixmoe.arguments import seed_of
 from mixmoe.errors import MixmoeWarning, warn
 
 
+class _Said:
+    """A fact about a fit, and what can be done about it."""
+
+    __slots__ = ()
+    fact: str
+    remedy: str
+
+    @property
+    def message(self) -> str:
+        """The fact and what to do about it, for whoever fits the model."""
+        if not self.remedy:
+            return self.fact
+        return f"{self.fact}{' ' if self.fact.endswith('.') else '; '}{self.remedy}"
+
+    @property
+    def note(self) -> str:
+        """The fact alone as a sentence, for readers of a table."""
+        return f"{self.fact[:1].upper()}{self.fact[1:]}{'' if self.fact.endswith('.') else '.'}"
+
+
 @dataclass(frozen=True, slots=True)
-class Flag:
+class Remark(_Said):
+    """What a reader of a table must know.
+
+    Attributes
+    ----------
+    fact : str
+    remedy : str
+        What whoever fits the model can do about it.
+    """
+
+    fact: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Flag(_Said):
     """Something about a fit that a reader must know.
 
     Attributes
@@ -23,12 +58,17 @@ class Flag:
     code : str
         ``"boundary"``, ``"separated_gate"``, ``"degenerate"``, ``"not_converged"``, ``"not_replicated"``,
         ``"interrupted"``, ``"laplace_bias"`` ...
-    message : str
-        One sentence with the value and what to do.
+    fact : str
+        What it is, with the value: all that a reader of a table needs.
+    remedy : str
+        What whoever fits the model can do about it.
+    message, note : str
+        Both in one, and the fact alone as a sentence.
     """
 
     code: str
-    message: str
+    fact: str
+    remedy: str = ""
 
 
 def warn_flags(flags: Iterable[Flag], categories: Mapping[str, type[MixmoeWarning]]) -> None:

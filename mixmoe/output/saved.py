@@ -29,7 +29,7 @@ from mixmoe.mixture.estimate import EMFit, Flag, Starts
 from mixmoe.output.names import NO_NAMES, Names
 
 FORMAT = "mixmoe-fit"
-VERSION = 2  # since 2 a file says what its parts are, byte by byte
+VERSION = 3  # since 2 a file says what its parts are, byte by byte, since 3 flags say apart what to do
 _MAX_BYTES = 4 * 2**30  # a file that claims to hold more is not read
 _DAMAGE = (  # what reading an arbitrary file can end in
     zipfile.BadZipFile,
@@ -528,7 +528,7 @@ def _cov(entry: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ParamCov:
 
 
 def _flags(entries: list[dict[str, Any]]) -> tuple[Flag, ...]:
-    return tuple(Flag(str(flag["code"]), str(flag["message"])) for flag in entries)
+    return tuple(Flag(str(flag["code"]), str(flag["fact"]), str(flag["remedy"])) for flag in entries)
 
 
 def _em_fit(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> EMFit:

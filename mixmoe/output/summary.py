@@ -43,11 +43,14 @@ class Summary:
     title : str
     tables : tuple of Table
     notes : tuple of str
+    printed : tuple of str, or None
+        The notes as LaTeX and Markdown have them, see `Table.printed`; None if they are the same.
     """
 
     title: str
     tables: tuple[Table, ...]
     notes: tuple[str, ...] = ()
+    printed: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         return self.as_text()
@@ -65,21 +68,29 @@ class Summary:
 
     def as_latex(self, caption: str | None = None, label: str | None = None, standalone: bool = False) -> str:
         """The summary as LaTeX that needs only booktabs; the title is the caption unless another is given."""
-        return latex(self.tables, self.title if caption is None else caption, label, self.notes, standalone)
+        title = self.title if caption is None else caption
+        return latex([t.in_print for t in self.tables], title, label, self._in_print, standalone)
 
-    def as_markdown(self) -> str:
-        """The summary as Markdown."""
-        return markdown(self.tables, self.title, self.notes)
+    def as_markdown(self, title: bool = True) -> str:
+        """The summary as Markdown, with or without its title."""
+        return markdown([t.in_print for t in self.tables], self.title if title else "", self._in_print)
+
+    @property
+    def _in_print(self) -> tuple[str, ...]:
+        return self.notes if self.printed is None else self.printed
 
     def _repr_html_(self) -> str:
         return self.as_html()
 
 
-def named_summary(names: Names, title: str, tables: Sequence[Table], notes: Sequence[str]) -> Summary:
+def named_summary(
+    names: Names, title: str, tables: Sequence[Table], notes: Sequence[str], printed: Sequence[str] | None = None
+) -> Summary:
     """A summary that shows what the user calls experts and terms."""
     if names == NO_NAMES:
-        return Summary(title, tuple(tables), tuple(notes))
-    return Summary(names.heading(title), tuple(map(names.table, tables)), tuple(map(names.prose, notes)))
+        return Summary(title, tuple(tables), tuple(notes), None if printed is None else tuple(printed))
+    told, in_print = (None if lines is None else tuple(map(names.prose, lines)) for lines in (notes, printed))
+    return Summary(names.heading(title), tuple(map(names.table, tables)), told or (), in_print)
 
 
 def header_table(facts: Sequence[tuple[str, Cell]], notes: tuple[str, ...] = ()) -> Table:
@@ -231,13 +242,18 @@ class Printed:
         """What a reader must know, printed below the tables."""
         return ()
 
+    @property
+    def printed_remarks(self) -> tuple[str, ...]:
+        """The remarks as LaTeX and Markdown have them: without what can be done about it."""
+        return self.remarks
+
     def tables(self) -> tuple[Table, ...]:
         """The tables of the record."""
         return ()
 
     def summary(self) -> Summary:
         """Title, tables and remarks; has as_text(), as_html(), as_latex(), as_markdown()."""
-        return named_summary(self.shown_names, self.title, self.tables(), self.remarks)
+        return named_summary(self.shown_names, self.title, self.tables(), self.remarks, self.printed_remarks)
 
     def __str__(self) -> str:
         return self.summary().as_text()
