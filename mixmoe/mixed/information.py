@@ -27,6 +27,7 @@ from mixmoe.mixed.likelihood.observed import (
     observed_information,
     predictor_information,
     subject_scores,
+    summed_products,
     unit_information,
 )
 from mixmoe.mixed.parameters import Coordinates, free_to_reported_jacobian, free_to_working
@@ -97,7 +98,14 @@ def covariance(
         whole = observed_information(problem, at.theta)
     else:
         whole = by_unit.whole()
-    scores = None if kind == "nonrobust" else within_clusters(subject_scores(problem, at.theta), clusters)
+    if kind == "nonrobust":
+        scores = None
+    elif by_unit is None and clusters is None and not problem.restricted:
+        # Nothing is asked of single units but the sum of their products: any rows that have it will do, and P of them
+        # come from workers at once where those of all subjects would be the largest array of a fit.
+        scores = _root(summed_products(problem, at.theta[None])[0])
+    else:
+        scores = within_clusters(subject_scores(problem, at.theta), clusters)
     seen = _Seen(coordinates, layout, kind, clusters, n_units, correction, at, basis, whole, by_unit, scores)
     # 3. Tests of functions are given the smoothing parameters, limits are not.
     given = _with_penalties(problem, seen, problem.ridge, problem.ridge)
@@ -121,7 +129,8 @@ class _Seen:
         Without penalties of functions.
     by_unit : _Matrices, _Predictors or None
     scores : ndarray, shape (G, P), or None
-        Of the units, where a sandwich is wanted.
+        Of the units, where a sandwich is wanted; where nothing else is asked of them, as many rows as there are
+        parameters, with the same products.
     """
 
     coordinates: Coordinates
@@ -135,6 +144,12 @@ class _Seen:
     information: Array
     by_unit: "_Matrices | _Predictors | None"
     scores: Array | None
+
+
+def _root(products: Array) -> Array:
+    """Rows, shape (P, P), whose outer products sum to a positive semidefinite matrix."""
+    values, vectors = np.linalg.eigh(products)
+    return np.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T)
 
 
 def _with_penalties(problem: Problem, seen: _Seen, ridge: Array | None, priors: Array | None) -> ParamCov:
@@ -165,7 +180,6 @@ def _with_penalties(problem: Problem, seen: _Seen, ridge: Array | None, priors: 
     else:
         middle = _corrected(problem, seen.scores, seen.by_unit, known, basis)
     further = _scores_of_penalty(problem, priors, theta)
-    n_units = len(middle.scores)
     middle = replace(middle, scores=np.vstack([middle.scores, further @ middle.back]))
     # 3. What no unit has a score for has no standard error; what rests on units of heavy leverage a rough one.
     # Fewer units than parameters leave directions without any score: a variance of zero there would be a claim.
@@ -176,7 +190,10 @@ def _with_penalties(problem: Problem, seen: _Seen, ridge: Array | None, priors: 
     blank = sorted({*known.blank, *lost})
     word = "subjects" if seen.clusters is None else "clusters"
     if null.shape[1]:
-        flags = (*known.flags, _about_rank(middle, n_units, null, [layout.names[i] for i in lost], word))
+        flags = (
+            *known.flags,
+            _about_rank(middle, seen.n_units, len(further), null, [layout.names[i] for i in lost], word),
+        )
     if problem.structure.n_experts > 1:
         reasons = (
             _about_heavy(middle, weights, layout, blank, word),
@@ -477,9 +494,9 @@ def _listed(layout: ParamLayout, where: Sequence[int]) -> str:
     return ", ".join(layout.names[i] for i in where[:_NAMES_SHOWN]) + more
 
 
-def _about_rank(middle: Middle, n_units: int, null: Array, names: list[str], word: str) -> Flag:
+def _about_rank(middle: Middle, n_units: int, n_penalties: int, null: Array, names: list[str], word: str) -> Flag:
     """Of parameters for which neither the units nor the penalties, whose scores come after theirs, have a score."""
-    n_penalties, rank = len(middle.scores) - n_units, middle.scores.shape[1] - null.shape[1]
+    rank = middle.scores.shape[1] - null.shape[1]
     of_penalties = f", with {n_penalties} of the penalties," if n_penalties else ""
     return Flag(
         "few_subjects",
