@@ -140,8 +140,11 @@ class Results(Diagnosis, Reporting, LabelledResults):
 
     @property
     def _about_errors(self) -> tuple[str, ...]:
-        """What a reader must know beside the flags."""
-        return _about_errors(self)
+        """What a reader must know beside the flags: the covariance, and what the family adds."""
+        cov = self.cov
+        how = DESCRIPTIONS[cov.kind].replace("independent units", self._unit_word)
+        about = f"Standard errors: {how}{'; ' + cov.note if cov.note else ''}."
+        return (about, *self._more_notes)
 
     def to_latex(
         self,
@@ -473,6 +476,7 @@ def _facts(results: Results) -> tuple[tuple[str, Cell], ...]:
     counts = design.counts
     visits = f"{counts.min()} / {np.median(counts):g} / {counts.max()}"
     replicated = f"{em.starts.n_replicated} of {em.starts.n_starts} starts"
+    dropped = f"{design.dropped.n_rows} ({design.dropped})" if design.dropped.n_rows else 0
     return (
         ("Formula", results.model.formula.text),
         ("Model", results.model.spec.name),
@@ -480,7 +484,7 @@ def _facts(results: Results) -> tuple[tuple[str, Cell], ...]:
         ("Subjects", results.n_units if grouped else None),
         ("Rows", results.nobs),
         ("Rows per subject", f"{visits} (min / median / max)" if grouped else None),
-        ("Rows dropped", _dropped(design)),
+        ("Rows dropped", dropped),  # with the columns that were missing
         ("Rows of weight zero", design.n_uncounted or None),
         *results._more_facts,
         *column_facts(results.model),
@@ -500,19 +504,6 @@ def column_facts(model: Model) -> tuple[tuple[str, Cell], ...]:
     used = (("Trials", "trials"), ("Offset", "offset"), ("Weights", "weights"), ("Gate penalty", "gate_penalty"))
     given = ((label, model.settings.get(key)) for label, key in used)
     return tuple((label, f"{value:g}" if isinstance(value, float) else value) for label, value in given)
-
-
-def _dropped(design: Design) -> Cell:
-    """Number of rows left out, with the columns that were missing."""
-    return f"{design.dropped.n_rows} ({design.dropped})" if design.dropped.n_rows else 0
-
-
-def _about_errors(results: Results) -> tuple[str, ...]:
-    """What a reader must know beside the flags: the covariance, and what the family adds."""
-    cov = results.cov
-    how = DESCRIPTIONS[cov.kind].replace("independent units", results._unit_word)
-    about = f"Standard errors: {how}{'; ' + cov.note if cov.note else ''}."
-    return (about, *results._more_notes)
 
 
 def _as_ratios(frame: pd.DataFrame, blocks: Sequence[Block]) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from mixmoe.inference.cells import (
     linked_cells,
     pairs_of,
 )
-from mixmoe.inference.uncertainty import ParamCov, scale_of, wald_limits
+from mixmoe.inference.uncertainty import ParamCov, wald_limits
 from mixmoe.mixed.ascents import Search, permute_params
 from mixmoe.mixed.boundary import Boundary, expert_directions, gate_directions
 from mixmoe.mixed.end_points import residual_deviations
@@ -78,7 +78,7 @@ def uncertainty_flags(layout: ParamLayout, params: Array, cov: ParamCov) -> tupl
     limits = wald_limits(params, np.sqrt(np.maximum(np.diag(cov.matrix), 0.0)), layout)
     # Limits on the scale of Fisher's z: those of the correlation itself would leave (-1, 1).
     vague = (limits.lower < -_CERTAIN) & (limits.upper > _CERTAIN)
-    terms = [p.term for p, v in zip(layout.parameters, vague, strict=True) if v and scale_of(p) == "atanh"]
+    terms = [p.term for p, v in zip(layout.parameters, vague, strict=True) if v and p.scale == "atanh"]
     terms = [term for term in dict.fromkeys(terms) if term.startswith("corr")]
     if not terms:
         return ()

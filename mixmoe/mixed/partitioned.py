@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -221,6 +221,10 @@ class PartitionedMEMoE(MEMoE):
     def results(self, fit: EMFit, cov: ParamCov) -> PartitionedResults:
         """An estimate of this model as results."""
         return (PartitionedResults if self.response.gaussian else PartitionedGLMMResults)(self, fit, cov)
+
+    def bound(self, fit: EMFit) -> Self:
+        """The model itself: what is known at a fit would hold the subjects a second time, or their workers."""
+        return self
 
     def on_sample(self) -> MEMoE:
         """The model with the rows of the sample of subjects for its data."""

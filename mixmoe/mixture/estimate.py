@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import entr
 
 from mixmoe._typing import Array
@@ -183,6 +184,9 @@ Block = Literal[
 ]
 
 
+Scale = Literal["identity", "log", "atanh", "logit"]
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One entry of a parameter vector.
@@ -208,10 +212,23 @@ class Parameter:
     expert: int | None = None
     tested: bool = True
 
+    @property
+    def scale(self) -> Scale:
+        """Scale on which it is closest to normal: log of deviations, Fisher's of correlations, odds of shares."""
+        if self.block == "random" and self.term.startswith("corr"):
+            return "atanh"
+        if self.block == "residual" and self.term == "rho":
+            return "atanh"
+        if self.block in ("residual", "zeros") and self.term.partition("(")[0] == "zeros":
+            return "logit"
+        if (self.block == "threshold" and self.term.startswith("cut")) or self.block in ("smooth", "other"):
+            return "identity"
+        return "identity" if self.tested else "log"
+
 
 @dataclass(frozen=True)
 class ParamLayout:
-    """Names and blocks of a parameter vector, in its order. Not slotted: the names are kept once they are asked for."""
+    """Names and blocks of a parameter vector, in its order. Not slotted: names and scales are kept once asked for."""
 
     parameters: tuple[Parameter, ...]
 
@@ -219,6 +236,11 @@ class ParamLayout:
     def names(self) -> tuple[str, ...]:
         """Full names in the order of the vector."""
         return tuple(p.name for p in self.parameters)
+
+    @cached_property
+    def scales(self) -> NDArray[np.object_]:
+        """The scale of each parameter, shape (P,)."""
+        return np.array([p.scale for p in self.parameters], dtype=object)
 
     def where(self, block: Block, expert: int | None = None) -> list[int]:
         """Positions of the parameters of one block, of one expert if given."""
