@@ -19,7 +19,8 @@ import pytest
 import mixmoe as mm
 from mixmoe.design.formula import parse_formula
 from mixmoe.errors import ArgumentError, MissingExtraError, MixmoeWarning
-from mixmoe.output.plots import draw, inlined, palette, svg
+from mixmoe.output.plots import draw
+from mixmoe.output.plots_in_files import inlined, palette, svg
 from mixmoe.output.records import Curve, Table
 from mixmoe.output.summary import Summary
 from mixmoe.report.checklists import grolts, metric_of_time, smart_lca
