@@ -356,7 +356,7 @@ class MEMoEResults(MoEResults):
         jacobian, cov, model = permute_reported_jacobian(s, self.em.params, index), self.cov, self.model
         draws = cov.draws
         if draws is not None:
-            draws = relabelled(draws, model.problem, model.coordinates, model.working(params), index, model.clusters)
+            draws = relabelled(draws, model.solution(fit), index, model.clusters)
         permuted = replace(
             cov,
             matrix=delta_cov(jacobian, cov.matrix),
@@ -366,7 +366,7 @@ class MEMoEResults(MoEResults):
             shift=None if cov.shift is None else jacobian @ cov.shift,
             draws=draws,
         )
-        return type(self)(model, fit, permuted)
+        return type(self)(model.bound(fit), fit, permuted)
 
     def curves(self, kind: str = "trajectories", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
@@ -455,15 +455,13 @@ class MEMoEResults(MoEResults):
         return effects_of(past_of_subjects(self.model, e, d, d), e, d.names.random)
 
     def _likelihood(self) -> Likelihood:
-        model = self.model
-        return likelihood_at(model.problem, model.coordinates, model.working(self.em.params), self.llf)
+        return likelihood_at(self.model.solution(self.em), self.llf)
 
     def _draw(self, rng: np.random.Generator) -> Array:
         return np.asarray(self.model.draw(self.em, rng))
 
     def _first_order(self) -> FirstOrder:
-        model = self.model
-        return first_order(model.problem, model.coordinates, model.working(self.em.params))
+        return first_order(self.model.solution(self.em))
 
     def _gate_points(self) -> tuple[GatePoint, ...]:
         e, infinite = self._known(), self.cov.infinite

@@ -47,6 +47,8 @@ class Fitted(Protocol):
     @property
     def _starts_words(self) -> str: ...
     @property
+    def _ends_words(self) -> tuple[str, str]: ...
+    @property
     def _described(self) -> Design: ...
     @property
     def _sample_words(self) -> str: ...
@@ -158,9 +160,14 @@ class Evidence:
         return bool(self.results.model.spec.has_experts)
 
     @property
+    def has_subjects(self) -> bool:
+        """Whether rows belong to subjects, so that there are courses."""
+        return self.design.names.group is not None
+
+    @property
     def units(self) -> str:
         """What the independent units are."""
-        return "rows" if self.design.names.group is None else "subjects"
+        return "subjects" if self.has_subjects else "rows"
 
     @property
     def times(self) -> Array | None:

@@ -102,6 +102,31 @@ def test_a_label_is_broken_only_where_the_line_has_no_room():
 
 
 @needs_pdflatex
+@pytest.mark.parametrize(("n_rows", "n_notes", "n_floats"), [(30, 3, 1), (46, 12, 2), (110, 2, 3), (8, 40, 3)])
+def test_notes_and_rows_stay_on_the_page(tmp_path, n_rows, n_notes, n_floats):
+    note = "There are no bands at up to 5 of 50 grid points for 6 functions: the local fit has no maximum there. " * 2
+    rows = [f"expert1.Intercept.{i}" for i in range(n_rows)]
+    source = latex([table(rows, notes=())], "A caption of several lines " * 5, notes=[note] * n_notes, standalone=True)
+    run = compiled(source, tmp_path)
+    assert run.returncode == 0, run.stdout[-2000:]
+    assert "Float too large" not in run.stdout
+    assert source.count(r"\begin{table}") == n_floats
+    assert source.count("There are no bands") == 2 * n_notes  # none is lost
+
+
+@needs_pdflatex
+def test_lines_of_broken_labels_count(tmp_path):
+    cells = (("-1.5",) * 9,) * 20
+    long = Table("a", "Title", tuple("abcdefghi"), (_LONG,) * 20, cells, ("num",) * 9, notes=("About it.",) * 3)
+    source = latex([long, long], "Cap", notes=["And a note."] * 5, standalone=True)
+    run = compiled(source, tmp_path)
+    assert "Float too large" not in run.stdout, run.stdout[-2000:]
+    assert source.count("(continued)") > 1
+    for text, n in (("And a note.", 5), ("About it.", 6), ("$-$1.5", 360)):
+        assert source.count(text) == n
+
+
+@needs_pdflatex
 def test_long_tables_continue_on_the_next_page(tmp_path):
     source = latex([table([f"x_{i}" for i in range(95)])], "Long", "tab:long", ["last"], standalone=True)
     assert source.count(r"\begin{table}") == 3

@@ -367,7 +367,8 @@ def test_other_models(make, tmp_path):
     html5lib.HTMLParser(strict=True).parse(page)
     heads = {e.text for e in elements(page) if e.tag == "th"}
     items = {f"G{key}" for key in GROLTS_KEYS}
-    assert heads >= items if fit.model.spec.has_experts else not heads & items
+    courses = fit.model.spec.has_experts and fit.model.design.names.group is not None
+    assert heads >= items if courses else not heads & items
     assert fit.model.formula.text in text_of(page)
 
 
@@ -479,8 +480,23 @@ def test_wrong_arguments(options, message, plain, tmp_path):
         plain.report(tmp_path / "r.html", **options)
 
 
+def test_rows_without_subjects_have_no_courses_to_report(tmp_path):
+    fit = vcmoe()
+    seen = text_of(written(fit, tmp_path, figures=False))
+    assert "GRoLTS checklist" not in seen
+    assert "SMART-LCA checklist" in seen
+    # Starts are compared before the fit has gone on, and the EM is none whose every step gains.
+    first, *_ = fit.em.starts.logliks
+    assert f"{first:.3f}" in seen
+    assert first != pytest.approx(fit.llf, abs=5e-4)
+    assert f"whose log-likelihood is {fit.llf:.3f}" in seen
+    assert "Last change of the log-likelihood" in seen
+    with pytest.raises(ArgumentError, match="answers has 'G1', an item of GRoLTS, which is about courses of subjects"):
+        fit.report(tmp_path / "r.html", answers={"G1": "months"})
+
+
 def test_wrong_ending(plain):
-    with pytest.raises(ArgumentError, match=r"path must end in \.html, got 'report\.pdf'"):
+    with pytest.raises(ArgumentError, match=r"'report\.pdf'; a report is a web page, which a browser prints as PDF"):
         plain.report("report.pdf")
 
 

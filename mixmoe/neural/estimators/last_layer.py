@@ -435,7 +435,10 @@ def newton(
     """
     losses: list[float] = []
     with torch.no_grad():
-        units = [factors_of(problem, plan, unit).own.flatten() for unit in torch.eye(len(entries), dtype=entries.dtype, device=entries.device)]
+        units = [
+            factors_of(problem, plan, unit).own.flatten()
+            for unit in torch.eye(len(entries), dtype=entries.dtype, device=entries.device)
+        ]
         spread = torch.stack(units, dim=-1)  # (Q R, k): the factor is linear in its entries
     if plan.crossed or len(spread) > MOST_CURVED:
         return Ascent(0.0, losses, settled=False)

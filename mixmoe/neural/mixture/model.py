@@ -309,7 +309,7 @@ class NMoE:
             Flag(
                 "boundary",
                 f"the covariance of the random effects is singular, {', '.join(ends)} lying at the end of the space, "
-                "where there is no standard error; the others are estimated as if the direction were known to be zero: "
+                "where there is no standard error; the others are estimated as if the direction were known to be zero",
                 "use fewer or uncorrelated random effects, or cov_re='common'",
             ),
         )
