@@ -21,6 +21,7 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.cells import infinite_words
 from mixmoe.inference.wald import InvalidTest, printed_lines
+from mixmoe.mixture.estimate import Remark
 from mixmoe.mixture.resampling import run_all
 from mixmoe.numerics.optimise import progress_bar
 from mixmoe.responses.exponential import is_normal
@@ -136,17 +137,17 @@ def refused(model: FittedVCMoE) -> InvalidTest | None:
     )
 
 
-def untested(model: FittedVCMoE) -> str | None:
+def untested(model: FittedVCMoE) -> Remark | None:
     """Why a summary makes no tests of constancy, None if it does."""
     if refused(model) is not None:
-        return (
+        return Remark(
             "There is no test that a function is constant: rows of a cluster are not independent, which its null "
             "distribution needs; a constant is ruled out where no horizontal line fits into the band."
         )
     if model.nobs > MOST_TESTED:
-        return (
-            f"P const. is left out with more than {MOST_TESTED} rows: each function takes a fit of its own. "
-            "test_varying(method='asymptotic') has the tests, and the next summary shows them."
+        return Remark(
+            f"P const. is left out with more than {MOST_TESTED} rows, as each function takes a fit of its own",
+            "test_varying(method='asymptotic') has the tests, and the next summary shows them.",
         )
     return None
 
