@@ -167,8 +167,9 @@ class VCMoEResults(MoEResults):
             likelihood has no maximum near the fit; ``"unsteady"``, no band because the information about an expert
             alone is noise (its relative standard error is above 3), as where experts coincide; ``"limit"``, a
             dispersion that runs to its limit, without standard error; ``"outside"``, an estimate outside its own band;
-            ``"outside limits"``, one in its band but outside its pointwise limits; else empty. ``attrs["bandwidth"]`` is the bandwidth at which the bands
-            are made (of a gate with its own: that of the experts).
+            ``"outside limits"``, one in its band but outside its pointwise limits; else empty.
+            ``attrs["bandwidth"]`` is the bandwidth at which the bands are made (of a gate with its own: that of the
+            experts).
 
         Warns
         -----

@@ -28,7 +28,7 @@ fitted mixture, which is positive definite whatever the responses (Louis 1982, f
 For the functions themselves it is no help there: to first order it hardly knows more, and standard errors from it are
 1.5 to 2 times too small (600 rows, 40 sets). What made them up to a hundred times too large are single rows: the
 information of a row between two experts is indefinite, and in a flat direction may be as large as that of the window,
-so that its factor ``I - C L`` has an eigenvalue near zero. In a mixture at least half of its score is left to a row.
+so that its factor ``I - C L`` has an eigenvalue near zero. In a mixture at least a quarter of its score is left to a row.
 How well the observed information about a level is known is a matter of its rows as well, see `_noise`; where it is
 noise, there is no standard error.
 
@@ -77,7 +77,7 @@ from mixmoe.varying.windows import Block, linear_matrix
 
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
 # Share of its own score that is left to a row or cluster at least, whether there is one expert.
-LEAST_OWN = {True: 0.05, False: 0.5}
+LEAST_OWN = {True: 0.05, False: 0.25}
 ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 of rows with one expert, HC3 of others and CR3 of clusters
 
 

@@ -94,11 +94,11 @@ def test_correction_is_the_power_of_the_factor(power):
         np.testing.assert_allclose(got, np.linalg.inv(factor) if power == 1.0 else factor, atol=1e-9)
 
 
-def test_a_row_of_a_mixture_keeps_half_of_its_score():
-    """A row with nine tenths of the information in one direction counts twice there, not ten times."""
+def test_a_row_of_a_mixture_keeps_a_quarter_of_its_score():
+    """A row with nine tenths of the information in one direction counts four times there, not ten times."""
     curvature, leverage = np.diag([0.9, 0.3])[None], np.eye(2)[None]
-    np.testing.assert_allclose(leverage_power(curvature, leverage, 1.0, 0.5)[0], np.diag([2.0, 1.0 / 0.7]), atol=1e-12)
-    assert LEAST_OWN[False] == 0.5
+    least = LEAST_OWN[False]
+    np.testing.assert_allclose(leverage_power(curvature, leverage, 1.0, least)[0], np.diag([4.0, 1.0 / 0.7]), atol=1e-12)
 
 
 def test_noise_of_the_information_is_that_of_second_differences_of_the_rows():

@@ -229,7 +229,7 @@ def test_missing_bands_are_said(recwarn):
     assert "nan" not in text
     # Log sigma is a line behind its own bands only; behind those of coefficients it is held constant in each window.
     assert "There are no bands at up to 3 of 15 grid points for sigma1, sigma2" in text
-    assert "there are none at up to 5 of 15 grid points for 6 functions" in text
+    assert "there are none at up to 6 of 15 grid points for 6 functions" in text
     assert "There are no bands" in fit.to_markdown()
     assert any("-" in row for table in fit.tables() for row in table.cells)
     with pytest.warns(ConvergenceWarning, match="There are no bands at up to 3 of 15 grid points"):
