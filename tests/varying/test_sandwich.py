@@ -78,6 +78,31 @@ def test_covariance_is_the_sum_of_squared_influence_by_cluster():
     np.testing.assert_allclose(jackknife, got * 199 / 200, rtol=1e-12)
 
 
+def test_degrees_of_freedom_without_a_model_are_those_of_the_contributions():
+    problem, coef = fitted()
+    inf = influence(build_local(problem, 1), coef)
+    each = unit_influence(inf, slice(None))
+    want = 2.0 * (each**2).sum(axis=0) ** 2 / (each**4).sum(axis=0)
+    np.testing.assert_allclose(level_covariance(inf).df, want, rtol=1e-8)
+
+
+def test_a_gate_of_its_own_follows_constants_of_the_experts():
+    """Both directly and by the functions of the experts, which follow them too; by refits at moved constants."""
+    problem, coef = fitted(gate_bandwidth=0.5)
+    const = np.zeros(problem.slots.n, dtype=bool)
+    const[1] = True
+    problem, coef = replace(problem, const=const), coef.copy()
+    coef[:, 0, 1], coef[:, 1, 1] = coef[:, 0, 1].mean(), 0.0
+    got = level_influence(fit_levels(problem, coef, "none"), 0.0).coupling[:, problem.slots.gates, 0]
+    moves = []
+    for change in (-1e-4, 1e-4):
+        other = coef.copy()
+        other[:, 0, 1] += change
+        moves.append(fit_levels(problem, other, "none").values(0)[:, problem.slots.gates])
+    want = (moves[1] - moves[0]) / 2e-4
+    np.testing.assert_allclose(got, want, atol=INTERPOLATED * np.abs(want).max())
+
+
 @pytest.mark.parametrize("power", [0.5, 1.0, -1.0])
 def test_correction_is_the_power_of_the_factor(power):
     rng = np.random.default_rng(0)
@@ -98,7 +123,9 @@ def test_a_row_of_a_mixture_keeps_a_quarter_of_its_score():
     """A row with nine tenths of the information in one direction counts four times there, not ten times."""
     curvature, leverage = np.diag([0.9, 0.3])[None], np.eye(2)[None]
     least = LEAST_OWN[False]
-    np.testing.assert_allclose(leverage_power(curvature, leverage, 1.0, least)[0], np.diag([4.0, 1.0 / 0.7]), atol=1e-12)
+    np.testing.assert_allclose(
+        leverage_power(curvature, leverage, 1.0, least)[0], np.diag([4.0, 1.0 / 0.7]), atol=1e-12
+    )
 
 
 def test_noise_of_the_information_is_that_of_second_differences_of_the_rows():
