@@ -326,6 +326,7 @@ def build_design(
     partial_response: bool = False,
     smooths: bool = False,
     networks: bool = False,
+    counting: str = "",
 ) -> Design:
     """Arrays of a formula and a data set.
 
@@ -350,6 +351,8 @@ def build_design(
         Whether the family has penalised functions ``s(...)``.
     networks : bool
         Whether it has networks ``nn(...)``, whose columns are their inputs.
+    counting : str
+        What beside ``lag()`` takes the row before as the rows stand, such as ``errors='ar1'``.
 
     Returns
     -------
@@ -367,7 +370,7 @@ def build_design(
     CollinearityWarning
         If columns are left out because others make them superfluous.
     AssumptionWarning
-        If levels seem to stand for missing values, or rows to be there twice.
+        If levels seem to stand for missing values, rows to be there twice or in no order.
     """
     recipe = make_recipe(formula, context, engine, response, aux, random_columns, partial_response, smooths, networks)
     frame = view(data)
@@ -375,7 +378,7 @@ def build_design(
         raise DesignError("the data have no rows; pass at least one row per subject")
     rows = collect(frame, recipe, tuple(recipe.sections), required=True)
     check_types(rows, frame, recipe, tuple(recipe.sections))
-    warn_doubtful(rows, frame, recipe)
+    warn_doubtful(rows, frame, recipe, counting)
     table = formula_frame(rows, recipe)
     built = ENGINES[engine].materialize(table, recipe.sections, recipe.context)
     check_row_by_row(built, recipe, table)
@@ -426,7 +429,7 @@ def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) 
     check_columns(built, recipe)
     check_names(built)
     random = recipe.formula.random
-    warn_dropped(rows, frame, recipe.formula.response, None if random is None else random.group)
+    warn_dropped(rows, frame, None if random is None else random.group)
     check_finite(built, rows, frame, recipe)
     return rows
 

@@ -238,9 +238,8 @@ class MEMoE(Estimation):
         kind: ResponseKind = "ordinal" if self.response.name == "ordinal" else "numeric"
         aux = {name: column for name, column in columns.items() if column is not None}
         self._options = None if options.plain and not self.formula.sigma else options
-        self.design = self._build(
-            data, {"context": context, "engine": formula_engine, "response": kind, "aux": aux, "smooths": True}
-        )
+        how = {"context": context, "engine": formula_engine, "response": kind, "aux": aux, "smooths": True}
+        self.design = self._build(data, {**how, "counting": "errors='ar1'" if errors == "ar1" else ""})
         self.response = with_levels(self.response, self.design)
         self._check_identified()
         if cluster is not None:
