@@ -569,7 +569,9 @@ def test_labels_and_responses_that_are_spelt_twice():
     data = good()
     two = data.assign(id="Zo\u00eb" + data["id"])
     two.loc[two["time"] > 1, "id"] = two["id"].str.replace("\u00eb", "e\u0308")
-    with pytest.warns(AssumptionWarning, match=r"column 'id' has labels .*: 'Zo\\xebs00' .* and 'Zoe\\u0308s00'"):
+    with pytest.warns(
+        AssumptionWarning, match=r"column 'id' has labels .*: 'Zoe\\u0308s00' .* and 'Zo\\xebs00' .*; \.\.\.;"
+    ):
         mm.MEMoE("y ~ time | re: (1 | id)", two, 1)
     data["id"] = data["id"].astype(str)
     data.loc[:3, "id"] = "NA"
@@ -595,9 +597,7 @@ def test_nothing_is_to_be_imputed_in_rows_without_a_response():
 
 def test_the_order_of_texts_is_that_of_no_time():
     data = good().assign(when=lambda d: (d.groupby("id").cumcount() + 8).astype(str) + ".3.2026")
-    with pytest.raises(
-        DesignError, match="'when', by which lag() arranges the rows, is '8.3.2026'".replace("()", r"\(\)")
-    ):
+    with pytest.raises(DesignError, match=r"'when', by which lag\(\) arranges the rows, is '8.3.2026'"):
         mm.MEMoE("y ~ lag(x) | re: (1 | id)", data, 1, time="when")
 
 
