@@ -1,4 +1,4 @@
-"""What `predict` is asked for, in the words of all families; laws of responses and means; the columns that come back."""
+"""What `predict` is asked for, in the words of all families; laws of responses and means; columns that come back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
