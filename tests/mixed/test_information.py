@@ -16,7 +16,8 @@ from mixmoe.mixed import information
 from mixmoe.mixed.ascents import permute
 from mixmoe.mixed.boundary import Basis, find_boundary, invert_information
 from mixmoe.mixed.estimation import Resample, resampled
-from mixmoe.mixed.likelihood.observed import observed_information, subject_scores
+from mixmoe.mixed.likelihood.hessian import observed_information
+from mixmoe.mixed.likelihood.observed import subject_scores
 from mixmoe.mixed.parameters import free_to_reported_jacobian
 from tests import dense
 from tests.fits import carried
