@@ -50,9 +50,9 @@ from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
 from mixmoe.mixed.smooth.functions import functions_of, layout_of, uncentred
 from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
-from mixmoe.mixture.checkpoints import remembered
 from mixmoe.mixture.estimate import EMFit, ParamLayout, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
+from mixmoe.mixture.resampling import remembered
 from mixmoe.numerics.linalg import apply_inverse
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
