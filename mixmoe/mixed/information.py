@@ -37,6 +37,7 @@ from mixmoe.mixed.likelihood.observed import (
     observed_information,
     predictor_information,
     subject_scores,
+    summed_products,
     unit_information,
 )
 from mixmoe.mixed.parameters import Coordinates, free_to_reported_jacobian, free_to_working
@@ -94,6 +95,17 @@ class Solution:
     def scores(self) -> Array:
         """Scores of the subjects, shape (N, P)."""
         return subject_scores(self.problem, self.boundary.theta)
+
+    @cached_property
+    def score_rows(self) -> Array:
+        """Rows with the sum of outer products of the subjects' scores: these themselves, or of many subjects a root.
+
+        P rows come from workers at once where the scores of all subjects would be the largest array of a fit.
+        """
+        if self.problem.n_subjects < MANY_UNITS or self.problem.restricted:
+            return self.scores
+        values, vectors = np.linalg.eigh(summed_products(self.problem, self.boundary.theta[None])[0])
+        return np.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T)
 
     @property
     def penalties(self) -> "tuple[Penalties, ...]":
@@ -167,7 +179,7 @@ def covariance(
     else:
         sides = tuple(Sides(known) for known in at.known)
         if kind != "nonrobust":
-            scores = within_clusters(at.scores, clusters)
+            scores = at.score_rows if clusters is None else within_clusters(at.scores, clusters)
             sides = tuple(Sides(s.known, Middle(scores @ s.known.inverse.half, s.known.inverse.half)) for s in sides)
     # 2. Tests of functions are given the smoothing parameters, limits are not.
     wanted = zip(sides, at.penalties[: 1 + unconditional], strict=False)
@@ -205,11 +217,11 @@ def _covariance(
     if null.shape[1]:
         lost = _touched(at.jacobian, null)
         blank = sorted({*blank, *lost})
-        flags = (*known.flags, _about_rank(middle, null, [layout.names[i] for i in lost], units))
+        flags = (*known.flags, _about_rank(middle, len(further), null, [layout.names[i] for i in lost], units))
     if problem.structure.n_experts > 1:
         reasons = (
             _about_heavy(middle, weights, layout, blank, units.word),
-            _about_shape(at, penalties.ridge, within_clusters(at.scores, units.clusters), known),
+            _about_shape(at, penalties.ridge, units, known),
         )
         flags = (*flags, *(flag for flag in reasons if flag is not None))
     # 3. The sandwich in the reported parameters. The moments of CR2 assume known memberships: with several experts no t
@@ -530,13 +542,14 @@ def _about_heavy(middle: Middle, weights: Array, layout: ParamLayout, blank: lis
     )
 
 
-def _about_shape(at: Solution, ridge: Array | None, scores: Array, known: Identified) -> Flag | None:
+def _about_shape(at: Solution, ridge: Array | None, units: Units, known: Identified) -> Flag | None:
     """Of parameters whose errors come from a direction in which the log-likelihood is far from quadratic.
 
     Where two maxima have just met, its curvature at the top says little about how it falls: the information is too
     small, and a sandwich, which has its inverse twice, far too large.
     """
     theta, half = at.boundary.theta, known.inverse.half
+    scores = at.score_rows if units.clusters is None else within_clusters(at.scores, units.clusters)
     values, vectors = np.linalg.eigh(half.T @ (scores.T @ scores) @ half)
     if values[-1] < _UNLIKE_INFORMATION:
         return None
@@ -564,9 +577,9 @@ def _listed(layout: ParamLayout, where: Sequence[int]) -> str:
     return ", ".join(layout.names[i] for i in where[:_NAMES_SHOWN]) + more
 
 
-def _about_rank(middle: Middle, null: Array, names: list[str], units: Units) -> Flag:
+def _about_rank(middle: Middle, n_penalties: int, null: Array, names: list[str], units: Units) -> Flag:
     """Of parameters for which neither the units nor the penalties, whose scores come after theirs, have a score."""
-    n_penalties, size = len(middle.scores) - units.n, middle.scores.shape[1]
+    size = middle.scores.shape[1]
     of_penalties = f", with {n_penalties} of the penalties," if n_penalties else ""
     return Flag(
         "few_subjects",

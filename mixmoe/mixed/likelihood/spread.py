@@ -107,7 +107,8 @@ class SpreadExperts(ClosedExperts):
 
 
 def _experts_of(part: SpreadPart) -> GaussianExperts:
-    return part.experts
+    """The subjects of a part without what follows from their products: it is made again faster than it is sent."""
+    return GaussianExperts(*(getattr(part.experts, product.name) for product in fields(GaussianExperts)))
 
 
 def _keys(part: SpreadPart) -> tuple[Array, ...]:
@@ -117,7 +118,7 @@ def _keys(part: SpreadPart) -> tuple[Array, ...]:
 
 
 def _taken(part: SpreadPart, subjects: NDArray[np.intp]) -> GaussianExperts:
-    return part.experts.take(subjects)
+    return _experts_of(part).take(subjects)
 
 
 def joined(parts: list[GaussianExperts]) -> GaussianExperts:

@@ -203,7 +203,7 @@ def factor_curvature(m: Moments, factors: Factors, fit: Profile) -> Tensor:
     of beta where it is integrated out. Units have no border. See Bates et al. (2015), and Harville (1977), Journal of
     the American Statistical Association 72, 320-338, equation 5.4, for expected ones.
     """
-    plan, (Q, R), z = m.plan, factors.own.shape, m.plan.own
+    (Q, R), z = factors.own.shape, m.plan.own
     latent, L = both_latents(m, fit), factors.own
     crossed, within, left, G_sum = L.new_zeros(R * Q, R * Q), L.new_zeros(Q * Q, R * R), L.new_zeros(Q, Q), 0.0
     for k, gram in enumerate(m.gram):
