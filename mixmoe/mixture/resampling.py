@@ -307,10 +307,18 @@ class Journal:
         return after is not None and after(value)
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        """Add a line in one write, so that a crash leaves all or the beginning of it."""
-        if self._file is not None:
-            self._file.write((json.dumps(line) + "\n").encode("utf-8"))
-            self._file.flush()
+        """Add a line, of which a crash or a full disk leaves all or the beginning."""
+        if self._file is None:
+            return
+        rest = (json.dumps(line) + "\n").encode("utf-8")
+        try:
+            while rest:  # where room runs out, less is written than was asked for, and only the next write says so
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise ArgumentError(
+                f"checkpoint {str(self._file.name)!r} cannot be written on ({error.strerror}); what is in it counts: "
+                "make room and run again, or name another file"
+            ) from error
 
     def _checked(self, line: Any, number: int, path: PathLike | None) -> Any:
         """The value of a line, which must follow from the lines before it."""
@@ -333,18 +341,18 @@ def checkpoint_path(path: Any) -> Path:
     ArgumentError
         If it is none.
     """
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in str(path):
         raise ArgumentError(f"checkpoint must be a path, or None to keep nothing, got {path!r}")
     return Path(path)
 
 
 def _opened(path: Path) -> BinaryIO:
     """The file, made if there is none, for this run alone."""
-    if path.is_dir():
-        raise ArgumentError(f"checkpoint must name a file, got the folder {str(path)!r}")
-    if path.exists() and not path.is_file():
-        raise ArgumentError(f"checkpoint must name a file that can be read again, got {str(path)!r}")
     try:
+        if path.is_dir():
+            raise ArgumentError(f"checkpoint must name a file, got the folder {str(path)!r}")
+        if path.exists() and not path.is_file():
+            raise ArgumentError(f"checkpoint must name a file that can be read again, got {str(path)!r}")
         file = path.open("a+b", buffering=0)
     except OSError as error:
         raise ArgumentError(
@@ -398,7 +406,7 @@ def _generator(header: Any, rng: Any, path: PathLike | None) -> np.random.Genera
         seeds = np.random.SeedSequence(
             seed["entropy"], spawn_key=tuple(seed["spawn_key"]), n_children_spawned=seed["spawned"]
         )
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(f"the first line of the checkpoint {str(path)!r} is damaged; name another file") from error
     return np.random.default_rng(seeds)
 
