@@ -77,10 +77,14 @@ def first_inverse(problem: Problem, theta: Array) -> Array:
         information = np.array([np.nan_to_num(observed_information(problem, point)) for point in theta])
     else:
         information = summed_products(problem, theta)
-    # Levels of normal responses are never separated: there small curvature is that of a point far from a maximum.
-    separable = exact and not problem.structure.has_sigma
-    least = (_LEAST_SEPARABLE if separable else _LEAST_INFORMATION) * problem.n_subjects
+    least = least_information(problem) if exact else _LEAST_INFORMATION * problem.n_subjects
     return np.array([floored_inverse(each, least) for each in information])
+
+
+def least_information(problem: Problem) -> float:
+    """Curvature, in working coordinates, below which an information says nothing of how far a step may go."""
+    # Levels of normal responses are never separated: there small curvature is that of a point far from a maximum.
+    return (_LEAST_INFORMATION if problem.structure.has_sigma else _LEAST_SEPARABLE) * problem.n_subjects
 
 
 def one_expert_problem(problem: Problem[Model]) -> Problem[Model]:
