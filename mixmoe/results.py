@@ -141,10 +141,8 @@ class Results(Diagnosis, Reporting, LabelledResults):
     @property
     def _about_errors(self) -> tuple[str, ...]:
         """What a reader must know beside the flags: the covariance, and what the family adds."""
-        cov = self.cov
-        how = DESCRIPTIONS[cov.kind].replace("independent units", self._unit_word)
-        about = f"Standard errors: {how}{'; ' + cov.note if cov.note else ''}."
-        return (about, *self._more_notes)
+        how = DESCRIPTIONS[self.cov.kind].replace("independent units", self._unit_word)
+        return (f"Standard errors: {how}{'; ' + self.cov.note if self.cov.note else ''}.", *self._more_notes)
 
     def to_latex(
         self,
@@ -307,8 +305,7 @@ class Results(Diagnosis, Reporting, LabelledResults):
             If a key is no column or term of the fit, or a label no text.
         """
         known = [*self.model.design.frame.columns, *(p.term for p in self.model.layout.parameters)]
-        terms = checked_terms(labels, map(str, known))
-        return called(copy.copy(self), replace(self.shown_names, terms=terms))
+        return called(copy.copy(self), replace(self.shown_names, terms=checked_terms(labels, map(str, known))))
 
     def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
         """A figure; needs matplotlib.
@@ -359,10 +356,8 @@ class Results(Diagnosis, Reporting, LabelledResults):
     @property
     def _starts_words(self) -> str:
         """What the starts led to."""
-        starts = self.em.starts
-        if starts.n_starts == 1:
-            return "1 start"
-        return f"{starts.n_starts} starts, {starts.n_replicated} of which reached the best log-likelihood"
+        n, best = self.em.starts.n_starts, self.em.starts.n_replicated
+        return "1 start" if n == 1 else f"{n} starts, {best} of which reached the best log-likelihood"
 
     @property
     def _ends_words(self) -> tuple[str, str]:

@@ -33,7 +33,7 @@ from mixmoe.errors import ArgumentError, DesignError, FormulaError, MixmoeError,
 from mixmoe.families import family_of
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.loading import load
-from mixmoe.output.plots import FIGURE_ENDINGS, save_figure
+from mixmoe.output.plots_in_files import FIGURE_ENDINGS, save_figure
 from mixmoe.output.summary import Summary
 from mixmoe.partitioned_results import OfPartitions
 from mixmoe.partitions.partwise_predictions import Predictions

@@ -6,12 +6,12 @@
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mixmoe.design.expressions import CLOSING, OPENING, SectionSyntaxError, Span, mask_brackets, unquoted
 from mixmoe.design.formulaic_engine import parse_terms
-from mixmoe.design.terms import is_intercept
+from mixmoe.design.terms import Term, is_intercept
 from mixmoe.errors import FormulaError, close_names
 
 PartKind = Literal["free", "common", "const"]
@@ -55,11 +55,19 @@ class Part:
         ``common``: coefficients shared by the experts; ``const``: coefficients constant along the index.
     intercept : bool
         Whether `text` implies an intercept.
+    read : tuple of Term or None
+        Its terms, if they have been read.
     """
 
     text: str
     kind: PartKind = "free"
     intercept: bool = True
+    read: tuple[Term, ...] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms as formulaic reads them, ordered by degree."""
+        return parse_terms(self.text, self.intercept) if self.read is None else self.read
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,17 +320,19 @@ def _parts(span: Span, allowed: tuple[str, ...], where: str) -> tuple[Part, ...]
         nested = _WRAPPER.search(inside.text)
         if nested is not None:
             raise inside.error(f"{nested.group(1)}(...) stands inside {kind}(...); keep one of them", nested.start())
-        if not _terms(inside, inside.text, intercept=False):
+        read = _terms(inside, inside.text, intercept=False)
+        if not read:
             raise inside.error(f"{kind}(...) holds no terms; write the terms inside, as in {kind}(x1 + x2)")
-        wrapped.append(Part(inside.text.strip(), kind, False))
+        wrapped.append(Part(inside.text.strip(), kind, False, read))
     text = re.sub(r"^(\s*)\+", r"\1 ", "".join(free)) if wrapped else span.text
     owns_intercept = any(_has_intercept(part) for part in wrapped)
     _refuse_wrappers(span, len(wrapped))
     terms = _terms(span, text, intercept=not owns_intercept) if text.strip() or not owns_intercept else ()
-    parts = ((Part(text.strip() or "1", "free", not owns_intercept),) if terms or not wrapped else ()) + tuple(wrapped)
-    seen: dict[object, str] = {}
+    of_all = Part(text.strip() or "1", "free", not owns_intercept, terms)
+    parts = ((of_all,) if terms or not wrapped else ()) + tuple(wrapped)
+    seen: dict[Term, str] = {}
     for part in parts if wrapped else ():
-        for term in parse_terms(part.text, part.intercept):
+        for term in part.terms:
             if seen.get(term, part.kind) != part.kind:
                 raise span.error(
                     f"the term {str(term)!r} is both {seen[term]} and {part.kind}; a term has one kind, so remove one"
@@ -358,7 +368,7 @@ def _wrapper_body(span: Span, match: re.Match[str], allowed: tuple[str, ...], wh
 
 
 def _has_intercept(part: Part) -> bool:
-    return any(is_intercept(term) for term in parse_terms(part.text, part.intercept))
+    return any(is_intercept(term) for term in part.terms)
 
 
 def _refuse_wrappers(span: Span, expected: int) -> None:
@@ -389,7 +399,7 @@ def _refuse_bars(span: Span, where: str) -> None:
             )
 
 
-def _terms(span: Span, text: str, intercept: bool = True, columns: bool = True) -> tuple[object, ...]:
+def _terms(span: Span, text: str, intercept: bool = True, columns: bool = True) -> tuple[Term, ...]:
     """The terms of a part; its names may be layers of a network where they need not be `columns`."""
     _refuse_misread(span, text, columns)
     try:

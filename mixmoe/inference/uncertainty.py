@@ -1,7 +1,7 @@
 """Covariance of estimates (record, delta method), limits inside the parameter space, bands."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -92,6 +92,21 @@ class ParamCov:
     def of_tests(self) -> Array:
         """What tests of functions have their statistics from, whose null distribution is that given lambda."""
         return self.of_bounded if self.given is None else self.given
+
+    def turned(self, jacobian: Array) -> "ParamCov":
+        """The same of parameters that are functions of these, shape (P, P), such as those under other labels.
+
+        Without draws, whose values are not linear in them.
+        """
+        return replace(
+            self,
+            matrix=delta_cov(jacobian, self.matrix),
+            bounded=None if self.bounded is None else delta_cov(jacobian, self.bounded),
+            infinite=None if self.infinite is None else jacobian @ self.infinite,
+            given=None if self.given is None else delta_cov(jacobian, self.given),
+            shift=None if self.shift is None else jacobian @ self.shift,
+            draws=None,
+        )
 
 
 def checked_cov_type(kind: str) -> CovType:

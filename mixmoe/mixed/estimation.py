@@ -397,6 +397,24 @@ class Estimation:
         warn_flags(cov.flags, CATEGORIES)
         return cov
 
+    def loglike(self, params: Any) -> float:
+        """Log-likelihood at reported parameters, by name or in the order of the layout; the restricted one of REML."""
+        without_priors = replace(self.problem, penalty=None, ridge=None)
+        return float(evaluate(without_priors, self._free(params)[None]).loglik[0] - self.log_scale)
+
+    def score(self, params: Any) -> Array:
+        """Derivative of the log-likelihood in the reported parameters, shape (P,); NaN where it does not exist."""
+        theta = self._free(params)
+        jacobian = free_to_reported_jacobian(self.problem.structure, self.coordinates, theta)
+        if not np.isfinite(jacobian).all():
+            return np.full(theta.size, np.nan)
+        return np.linalg.lstsq(jacobian.T, evaluate(self.problem, theta[None]).score[0], rcond=None)[0]
+
+    def largest_score(self, params: Any) -> float:
+        """Largest entry of the score per subject, in working coordinates, where it is comparable across data."""
+        score = evaluate(self.problem, self._free(params)[None]).score
+        return float(np.abs(score).max()) / self.problem.n_subjects
+
     def vector(self, params: Any) -> Array:
         """Reported parameters as an array, shape (P,), from an array, a mapping by name, or results of another fit."""
         return checked_reported(self.structure, self.layout, params)

@@ -45,7 +45,6 @@ from mixmoe.mixed.parameters import (
     CovRE,
     Residual,
     Structure,
-    free_to_reported_jacobian,
 )
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
@@ -444,27 +443,9 @@ class MEMoE(Estimation):
         """The fit, with a flag if labels could be exchanged within cells."""
         return with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates)
 
-    def loglike(self, params: Any) -> float:
-        """Log-likelihood at reported parameters, by name or in the order of the layout; the restricted one of REML."""
-        without_priors = replace(self.problem, penalty=None, ridge=None)
-        return float(evaluate(without_priors, self._free(params)[None]).loglik[0] - self.log_scale)
-
     def loglike_of(self, params: Any, data: Any) -> float:
         """Log-likelihood of other data, with their response; the plain one, whatever the method of the fit."""
         design = self.new_design(data, response=True)
         plain = replace(self.problem_of(design), penalty=None, ridge=None, restricted=False)
         value = evaluate(plain, self._free(params)[None]).loglik[0]
         return float(value) - design.n * float(np.log(self.coordinates.scale))
-
-    def score(self, params: Any) -> Array:
-        """Derivative of the log-likelihood in the reported parameters, shape (P,); NaN where it does not exist."""
-        theta = self._free(params)
-        jacobian = free_to_reported_jacobian(self.problem.structure, self.coordinates, theta)
-        if not np.isfinite(jacobian).all():
-            return np.full(theta.size, np.nan)
-        return np.linalg.lstsq(jacobian.T, evaluate(self.problem, theta[None]).score[0], rcond=None)[0]
-
-    def largest_score(self, params: Any) -> float:
-        """Largest entry of the score per subject, in working coordinates, where it is comparable across data."""
-        score = evaluate(self.problem, self._free(params)[None]).score
-        return float(np.abs(score).max()) / self.problem.n_subjects

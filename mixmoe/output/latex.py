@@ -290,8 +290,10 @@ def _least(tables: Sequence[Table], size: _Type) -> list[float]:
 
 
 def _points_of(tables: Sequence[Table], size: _Type) -> float:
-    """Width of a tabular of these tables."""
-    return sum(_room(tables, size)) + 2 * size.sep * (len(tables[0].columns) + 1)
+    """Width of a tabular of these tables, whose titles it must hold."""
+    columns = sum(_room(tables, size)) + 2 * size.sep * (len(tables[0].columns) + 1)
+    titles = max(size.width(table.title) for table in tables) + 2 * size.sep
+    return min(max(columns, titles), _TEXT_POINTS)
 
 
 def _alike(tables: Sequence[Table]) -> list[list[Table]]:
@@ -311,7 +313,10 @@ def _pieces(table: Table, room: Sequence[float], size: _Type, height: float) -> 
         max(len(_lines(value, w, size, indent=i > 0)) for value, w in zip(row, room, strict=True))
         for i, row in enumerate(shown_rows(table))
     ]
-    head, title = _RULES + _SKIP + size.line * lines[0], size.line * bool(table.title)
+    head, title = (
+        _RULES + _SKIP + size.line * lines[0],
+        size.line * _n_lines(table.title, size.share) * bool(table.title),
+    )
     first, points = 0, title
     for i, n in enumerate(lines[1:]):
         if points + n * size.line > height - head and i > first:
@@ -374,9 +379,9 @@ def _tabular(tables: Sequence[Table], size: _Type, width: float | None) -> str:
         lines += [" & ".join(["", *heads]) + r" \\", r"\midrule"]
     for i, table in enumerate(tables):
         lines += [r"\addlinespace"] if i else []
-        lines += (
-            [rf"\multicolumn{{{n_columns}}}{{l}}{{\textit{{{latex_escape(table.title)}}}}} \\"] if table.title else []
-        )
+        if table.title:
+            title = _boxed(table.title, _TEXT_POINTS - 2 * size.sep, size, lambda t: rf"\textit{{{latex_escape(t)}}}")
+            lines += [rf"\multicolumn{{{n_columns}}}{{l}}{{{title}}} \\"]
         lines += [_latex_row(name, cells, room, size) for name, cells in zip(table.index, body(table), strict=True)]
     return "\n".join([*lines, r"\bottomrule", rf"\end{{{name}}}"])
 

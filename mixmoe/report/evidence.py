@@ -314,9 +314,11 @@ def remarks(e: Evidence) -> tuple[str, ...]:
         if seed is None
         else f"Random numbers: seed {seed}."
     ]
-    used = e.results.em.starts.n_starts
-    if used:
-        notes.append(f"The fit made {used} start{'s' if used > 1 else ''}, random ones and those of splits and merges.")
+    starts = e.results.em.starts
+    if starts.n_starts:
+        more = starts.asked is not None and starts.n_starts > starts.asked
+        of_experts = f"; asked for were {starts.asked}, the others are splits and merges of experts" if more else ""
+        notes.append(f"The fit made {e.results._starts_words}{of_experts}.")
     own = [name for name, value in e.results.model.settings.items() if not _plain(value)]
     notes += [f"The fit was given {name}= of its own, which text cannot repeat; add it to the code." for name in own]
     if e.results.cov_type in ("cluster", "bootstrap"):

@@ -17,7 +17,8 @@ from mixmoe.errors import ArgumentError
 from mixmoe.families import Model
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.numerics.optimise import loglik_name
-from mixmoe.output.plots import canvas_axes, draw, svg
+from mixmoe.output.plots import canvas_axes, draw
+from mixmoe.output.plots_in_files import svg
 from mixmoe.output.records import Cell, Curve, Observed, Table
 from mixmoe.report.checklists import check_answers, checklist_table, grolts, smart_lca
 from mixmoe.report.described import (

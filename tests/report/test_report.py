@@ -19,7 +19,8 @@ import pytest
 import mixmoe as mm
 from mixmoe.design.formula import parse_formula
 from mixmoe.errors import ArgumentError, MissingExtraError, MixmoeWarning
-from mixmoe.output.plots import draw, inlined, palette, svg
+from mixmoe.output.plots import draw
+from mixmoe.output.plots_in_files import inlined, palette, svg
 from mixmoe.output.records import Curve, Table
 from mixmoe.output.summary import Summary
 from mixmoe.report.checklists import grolts, metric_of_time, smart_lca
@@ -376,7 +377,7 @@ def test_end_points_are_counted_once():
     ends = np.array([-10.0, -12.0, -10.0000001, -11.0, -12.0])
     np.testing.assert_array_equal(distinct_ends(ends), [-10, -11, -12])
     assert len(distinct_ends(np.zeros(0))) == 0
-    assert end_points_table(distinct_ends(ends)).cells == ((-10.0, 0.0), (-11.0, 1.0), (-12.0, 2.0))
+    assert end_points_table(distinct_ends(ends), "Ends", "").cells == ((-10.0, 0.0), (-11.0, 1.0), (-12.0, 2.0))
 
 
 def test_where_the_other_starts_ended_is_said(plain):
