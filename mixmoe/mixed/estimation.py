@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_count, checked_rng
+from mixmoe.design.beside import cluster_codes
 from mixmoe.design.design import Design, offset_of
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Curvature, Estimated, FirstOrder, Likelihood
@@ -39,7 +40,7 @@ from mixmoe.mixed.likelihood.observed import (
     subject_logliks,
     subject_scores,
 )
-from mixmoe.mixed.options import ResponseModel, build_structure, check_method, cluster_codes
+from mixmoe.mixed.options import ResponseModel, build_structure, check_method
 from mixmoe.mixed.parameters import (
     Coordinates,
     Params,

@@ -9,17 +9,16 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count
-from mixmoe.design.beside import check_beside, check_clusters, column_of_rows, split_subject
+from mixmoe.design.beside import check_beside
 from mixmoe.design.checks import level_labels, level_scores
 from mixmoe.design.complete_rows import check_weights
 from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.design.formula import MoEFormula, parse_formula, refuse_several
-from mixmoe.design.frame import exact, shown, units_of
+from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.mixed.error_structure import ErrorOptions
 from mixmoe.mixed.likelihood.columns import columns_of
@@ -53,38 +52,6 @@ from mixmoe.responses.distribution import (
 )
 from mixmoe.responses.exponential import family_named, name_of_family
 from mixmoe.responses.zero_inflated import ZeroInflated
-
-
-def cluster_codes(design: Design, cluster: Any = None) -> NDArray[np.int64]:
-    """Cluster of each subject as codes 0..G-1, shape (N,).
-
-    Parameters
-    ----------
-    design : Design
-    cluster : str, array or Series, optional
-        A column that the fit uses, or one value for each row of the data; by default the clusters of the model.
-
-    Returns
-    -------
-    ndarray of int, shape (N,)
-
-    Raises
-    ------
-    ArgumentError, DesignError
-        If a row has no cluster, a subject lies in two, or all lie in one.
-    """
-    if cluster is None and "cluster" not in design.aux:
-        raise ArgumentError("cov_type='cluster' needs the clusters, got None; pass cluster=, a column or an array")
-    own = pd.Series(design.aux.get("cluster"), dtype=object)
-    values = own if cluster is None else column_of_rows(design, "cluster", cluster)
-    check_clusters(values, design.rows)
-    codes = units_of(exact(values)).codes
-    first = codes[design.starts]
-    split = codes != first[design.codes]
-    if split.any():
-        raise split_subject(design.labels[design.codes[split.argmax()]])
-    return first.astype(np.int64)
-
 
 Method = Literal["ml", "reml"]
 _NO_NOISE = 1e-10  # residual deviation beside that of the response

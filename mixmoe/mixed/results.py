@@ -38,7 +38,6 @@ from mixmoe.mixed.prediction.dynamic import (
 from mixmoe.mixed.prediction.trajectories import (
     Estimate,
     History,
-    check_baseline,
     check_subjects,
     disturbances,
     effects_of,
@@ -65,6 +64,7 @@ from mixmoe.output.predictions import (
     Scale,
     Wanted,
     by_expert,
+    check_baseline,
     check_own_rows,
     checked_wanted,
     in_user_order,
@@ -210,7 +210,7 @@ class MEMoEResults(MoEResults):
         known = self._met(known, rows)
         if known is not None:
             check_subjects(known, rows, given=history is not None)
-            check_baseline(known, rows)
+            check_baseline(known, rows, places(known, rows))
         return in_user_order(self._columns(rows, known, wanted), design, new)
 
     def _met(self, known: Design | None, rows: Design) -> Design | None:

@@ -12,11 +12,13 @@ from scipy.stats import norm
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
-from mixmoe.design.design import Design
+from mixmoe.design.design import Design, used_columns
 from mixmoe.design.frame import places_of, shown, view
 from mixmoe.errors import ArgumentError, DesignError, MixmoeWarning, warn
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.output.summary import row_labels
+
+_ALIKE = 1e-9  # of the largest value of a gate column
 
 Kind = Literal["all", "mean", "experts", "probabilities", "subject"]
 IntervalOf = Literal["confidence", "prediction"]
@@ -260,6 +262,38 @@ def known_places(labels: NDArray[np.object_], known: NDArray[np.object_], column
                 "type that it had"
             )
     return found
+
+
+def check_baseline(known: Design, wanted: Design, where: NDArray[np.intp]) -> None:
+    """Refuse rows to predict whose gate covariates are not those of the past of their subject, which count.
+
+    Parameters
+    ----------
+    known, wanted : Design
+    where : ndarray of int, shape (N,)
+        Place of each subject of `wanted` among those of `known`; -1 where it is not there.
+
+    Raises
+    ------
+    DesignError
+        Names the subject and the column.
+    """
+    mine = np.flatnonzero(where >= 0)
+    if known is wanted or not mine.size:
+        return
+    before, now = known.gate[where[mine]], wanted.gate[mine]
+    wrong = np.abs(now - before) > _ALIKE * np.maximum(np.abs(before), np.abs(now)).max(axis=0)
+    if not wrong.any():
+        return
+    i = int(wrong.any(axis=1).argmax())
+    first, second = known.frame.iloc[known.starts[where[mine[i]]]], wanted.frame.iloc[wanted.starts[mine[i]]]
+    differing = [name for name in used_columns(wanted, "gate") if first[name] != second[name]]
+    column = differing[0] if differing else wanted.names.gate[int(wrong[i].argmax())]
+    values = f", {shown(first[column])} and {shown(second[column])}" if differing else ""
+    raise DesignError(
+        f"the gate covariate {column!r} of subject {shown(wanted.labels[mine[i]])} differs between her history and the "
+        f"rows to predict{values}; the gate routes whole subjects by their baseline, so give it one value per subject"
+    )
 
 
 def _reading(label: Any) -> str:
