@@ -184,8 +184,16 @@ def build_response_model(
     return ResponseModel(known, FamilyResponse(response, extras), residual, n_quad)
 
 
-def with_levels(model: ResponseModel, design: Design) -> ResponseModel:
+def with_levels(model: ResponseModel, design: Design, response: Array) -> ResponseModel:
     """The model with thresholds between the levels of an ordinal response; others as they are.
+
+    Parameters
+    ----------
+    model : ResponseModel
+    design : Design
+        Whose columns and levels they are.
+    response : ndarray, shape (n,)
+        From whose frequencies ascents to the thresholds start.
 
     Raises
     ------
@@ -199,10 +207,12 @@ def with_levels(model: ResponseModel, design: Design) -> ResponseModel:
             f"the expert part of {design.formula.text!r} leaves out the intercept, whose place the thresholds of "
             "family='ordinal' take; remove the 0 or -1 from it"
         )
-    levels, y = design.response_levels or (), np.asarray(design.response)
+    levels = design.response_levels or ()
     scores, names, own = level_scores(levels), level_labels(levels), model.residual == "expert"
     labels = tuple(f"{low}|{high}" for low, high in pairwise(names))
-    extras = step_extra((y == scores[:, None]).sum(axis=1).astype(float), labels, own)
+    # A sample of the rows, which is all that a file has of partitioned data, may lack a level.
+    frequencies = np.array([max(1.0, float((response == score).sum())) for score in scores])
+    extras = step_extra(frequencies, labels, own)
     at = design.names.expert.index("Intercept")
     thresholds = Thresholds(at, labels, not design.common[at], own)
     return replace(model, response=OrdinalResponse(scores, names, extras), thresholds=thresholds)

@@ -24,7 +24,7 @@ from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.likelihood.spread import SpreadExperts
 from mixmoe.mixed.model import MEMoE
-from mixmoe.mixed.options import ResponseModel, check_response, coordinates_of
+from mixmoe.mixed.options import ResponseModel, check_response, coordinates_of, with_levels
 from mixmoe.mixed.options import check_identified as check_identified_by_rows
 from mixmoe.mixed.parameters import Coordinates, Structure
 from mixmoe.mixed.results_of_partitions import PartitionedGLMMResults, PartitionedResults, Subjects
@@ -43,7 +43,7 @@ class PartitionedMEMoE(MEMoE):
     Raises
     ------
     ArgumentError
-        For what partitions do not tell: ordered categories, ``sigma:``, several groupings, functions.
+        For what partitions do not tell: several groupings, functions.
     DesignError
         If the data do not fit the formula.
 
@@ -77,14 +77,21 @@ class PartitionedMEMoE(MEMoE):
             raise ArgumentError(f"partitioned data need formula_engine='formulaic', got {options['engine']!r}")
         if isinstance(data, Kept):
             self.source = None
-            return restored(self.formula, data, options["context"], options["aux"])
+            return restored(self.formula, data, options["context"], options["aux"], options["response"])
         gaussian, by_rows = self.response.gaussian, not self.response.gaussian or self._options is not None
-        made: Streamed = stream(self.formula, data, options["context"], options["aux"], gaussian, spread=not by_rows)
+        given = options["context"], options["aux"], gaussian, not by_rows, options["response"]
+        made: Streamed = stream(self.formula, data, *given)
         self._sums, self.source, design = made.sums, made.source, made.design
         if by_rows:
             check = partial(_check_rows, response=self.response, errors=self._options)
             self._rows = gather(design.recipe, made.source, design.sample, units_of(design), check)
+            if self.formula.sigma:  # which of its columns are superfluous is known of all rows only
+                design = design.with_recipe(self._rows.recipe)
         return design
+
+    def _with_levels(self) -> ResponseModel:
+        rows = self.design.sample if self._rows is None else self._rows
+        return with_levels(self.response, self.design, np.asarray(rows.response))
 
     def _check_identified(self) -> None:
         if self._sums is None:  # read from a file
@@ -248,10 +255,6 @@ def _kept(saved: SavedFit) -> Kept:
 def _refuse_rows(model: MEMoE) -> None:
     """Refuse models that partitions do not tell enough for."""
     instead = "pass a frame of the rows instead"
-    if model.response.name == "ordinal":
-        raise ArgumentError(f"family='ordinal' needs the levels of all rows before its columns: {instead}")
-    if model.formula.sigma:
-        raise ArgumentError(f"the section 'sigma:' is not there for partitioned data: {instead}")
     if model.formula.further:
         raise ArgumentError(f"several groupings in re: need the rows of each subject: {instead}")
     if model.formula.vary is not None:
