@@ -17,7 +17,6 @@ from mixmoe.inference.uncertainty import (
     delta_se,
     from_scales,
     on_scales,
-    scales_of,
     slopes_of_scales,
     two_sided,
     wald_limits,
@@ -127,7 +126,7 @@ class Pooled(Printed):
     def __init__(
         self, fits: Sequence[Results], rules: Rubin, layout: ParamLayout, complete: Array, agreement: float
     ) -> None:
-        scales, names = scales_of(layout), pd.Index(layout.names)
+        scales, names = layout.scales, pd.Index(layout.names)
         self._rules, self._layout, self._complete = rules, layout, complete
         self._estimate = from_scales(rules.mean, scales)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -261,8 +260,8 @@ class Pooled(Printed):
         flags: dict[str, list[int]] = {}
         for i, fit in enumerate(self.fits, 1):
             for flag in fit.flags:
-                flags.setdefault(flag.message, []).append(i)
-        said = (f"Fit {', '.join(map(str, where))}: {message}" for message, where in flags.items())
+                flags.setdefault(flag.note, []).append(i)
+        said = (f"Fit {', '.join(map(str, where))}: {note}" for note, where in flags.items())
         return (*([doubt] if self.agreement < _AGREEMENT else []), *said)
 
 
@@ -309,7 +308,7 @@ def pool(fits: Sequence[Results], df: float | None = None) -> Pooled:
     fits = _checked(fits)
     matched = [fits[0], *(_matched(fit, fits[0]) for fit in fits[1:])]
     layout = matched[0].model.layout
-    scales = scales_of(layout)
+    scales = layout.scales
     values = [np.asarray(fit.params, dtype=float) for fit in matched]
     with np.errstate(divide="ignore", invalid="ignore"):  # at the end of a space, where there is no standard error
         slopes = [slopes_of_scales(v, scales) for v in values]

@@ -23,13 +23,11 @@ from mixmoe.inference.uncertainty import DESCRIPTIONS, ParamCov, checked_alpha, 
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import Block, EMFit, criteria
 from mixmoe.numerics.optimise import loglik_name
-from mixmoe.output.latex import latex
 from mixmoe.output.names import NO_NAMES, Names, checked_terms
 from mixmoe.output.plots import draw, draw_panels
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table, choose
 from mixmoe.output.saved import SavedFit, SavedRows, checksum, fingerprints, write
 from mixmoe.output.summary import Summary, header_table, named_summary, parameter_tables, tidy
-from mixmoe.output.text import markdown
 from mixmoe.report.reporting import Reporting
 
 R = TypeVar("R", bound="Results")
@@ -117,13 +115,13 @@ class Results(Diagnosis, Reporting, LabelledResults):
 
     def summary(self, alpha: float = 0.05) -> Summary:
         """Header, tables and notes; prints as text, and has as_html(), as_latex(), as_markdown(). See `tables`."""
-        return named_summary(self.shown_names, self._title, self.tables(alpha), self._remarks)
+        return named_summary(self.shown_names, self._title, self.tables(alpha), self._remarks, self._printed)
 
     @property
     def _notes_of_table(self) -> tuple[str, ...]:
         """What a table of several fits says below about this one: its standard errors, and each flag."""
         about = (f"Standard errors: {self.cov.note}.",) if self.cov.note else ()
-        return (*about, *(flag.message for flag in self.flags))
+        return (*about, *(flag.note for flag in self.flags))
 
     @property
     def _title(self) -> str:
@@ -132,8 +130,19 @@ class Results(Diagnosis, Reporting, LabelledResults):
 
     @property
     def _remarks(self) -> tuple[str, ...]:
-        """What a reader must know: the covariance, and each flag of the fit."""
-        return _notes(self)
+        """What a reader must know: the covariance, and each flag of the fit with what to do about it."""
+        return (*self._about_errors, *(flag.message for flag in self.flags))
+
+    @property
+    def _printed(self) -> tuple[str, ...]:
+        """The same as a paper has it, without what to do."""
+        return (*self._about_errors, *(flag.note for flag in self.flags))
+
+    @property
+    def _about_errors(self) -> tuple[str, ...]:
+        """What a reader must know beside the flags: the covariance, and what the family adds."""
+        how = DESCRIPTIONS[self.cov.kind].replace("independent units", self._unit_word)
+        return (f"Standard errors: {how}{'; ' + self.cov.note if self.cov.note else ''}.", *self._more_notes)
 
     def to_latex(
         self,
@@ -163,16 +172,13 @@ class Results(Diagnosis, Reporting, LabelledResults):
         -------
         str
         """
-        shown = _chosen(self, tables, options)
-        title = shown.title if caption is None else caption
-        return written(latex(shown.tables, title, label, shown.notes, standalone), path)
+        return written(_chosen(self, tables, options).as_latex(caption, label, standalone), path)
 
     def to_markdown(
         self, path: PathLike | None = None, tables: Sequence[str] | str | None = None, **options: Any
     ) -> str:
         """Tables as Markdown; see `to_latex`."""
-        shown = _chosen(self, tables, options)
-        return written(markdown(shown.tables, notes=shown.notes), path)
+        return written(_chosen(self, tables, options).as_markdown(title=False), path)
 
     def to_frame(self, alpha: float = 0.05, exponentiate: bool = False) -> pd.DataFrame:
         """One row per parameter; with `exponentiate` coefficients as odds, rate or mean ratios.
@@ -299,8 +305,7 @@ class Results(Diagnosis, Reporting, LabelledResults):
             If a key is no column or term of the fit, or a label no text.
         """
         known = [*self.model.design.frame.columns, *(p.term for p in self.model.layout.parameters)]
-        terms = checked_terms(labels, map(str, known))
-        return called(copy.copy(self), replace(self.shown_names, terms=terms))
+        return called(copy.copy(self), replace(self.shown_names, terms=checked_terms(labels, map(str, known))))
 
     def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
         """A figure; needs matplotlib.
@@ -351,10 +356,13 @@ class Results(Diagnosis, Reporting, LabelledResults):
     @property
     def _starts_words(self) -> str:
         """What the starts led to."""
-        starts = self.em.starts
-        if starts.n_starts == 1:
-            return "1 start"
-        return f"{starts.n_starts} starts, {starts.n_replicated} of which reached the best log-likelihood"
+        n, best = self.em.starts.n_starts, self.em.starts.n_replicated
+        return "1 start" if n == 1 else f"{n} starts, {best} of which reached the best log-likelihood"
+
+    @property
+    def _ends_words(self) -> tuple[str, str]:
+        """Title of the table of the ends of the starts, and a note on how they are the fit's log-likelihood."""
+        return "Maxima that were run to convergence", ""
 
     @property
     def _classification_facts(self) -> tuple[tuple[str, Cell], ...]:
@@ -463,6 +471,7 @@ def _facts(results: Results) -> tuple[tuple[str, Cell], ...]:
     counts = design.counts
     visits = f"{counts.min()} / {np.median(counts):g} / {counts.max()}"
     replicated = f"{em.starts.n_replicated} of {em.starts.n_starts} starts"
+    dropped = f"{design.dropped.n_rows} ({design.dropped})" if design.dropped.n_rows else 0
     return (
         ("Formula", results.model.formula.text),
         ("Model", results.model.spec.name),
@@ -470,7 +479,7 @@ def _facts(results: Results) -> tuple[tuple[str, Cell], ...]:
         ("Subjects", results.n_units if grouped else None),
         ("Rows", results.nobs),
         ("Rows per subject", f"{visits} (min / median / max)" if grouped else None),
-        ("Rows dropped", _dropped(design)),
+        ("Rows dropped", dropped),  # with the columns that were missing
         ("Rows of weight zero", design.n_uncounted or None),
         *results._more_facts,
         *column_facts(results.model),
@@ -490,19 +499,6 @@ def column_facts(model: Model) -> tuple[tuple[str, Cell], ...]:
     used = (("Trials", "trials"), ("Offset", "offset"), ("Weights", "weights"), ("Gate penalty", "gate_penalty"))
     given = ((label, model.settings.get(key)) for label, key in used)
     return tuple((label, f"{value:g}" if isinstance(value, float) else value) for label, value in given)
-
-
-def _dropped(design: Design) -> Cell:
-    """Number of rows left out, with the columns that were missing."""
-    return f"{design.dropped.n_rows} ({design.dropped})" if design.dropped.n_rows else 0
-
-
-def _notes(results: Results) -> tuple[str, ...]:
-    """What a reader must know: the covariance, and each flag of the fit."""
-    cov = results.cov
-    how = DESCRIPTIONS[cov.kind].replace("independent units", results._unit_word)
-    about = f"Standard errors: {how}{'; ' + cov.note if cov.note else ''}."
-    return (about, *results._more_notes, *(flag.message for flag in results.flags))
 
 
 def _as_ratios(frame: pd.DataFrame, blocks: Sequence[Block]) -> pd.DataFrame:
@@ -537,7 +533,7 @@ def _chosen(results: Results, keys: Sequence[str] | str | None, options: Mapping
             )
     tables = results.tables(**options)
     chosen = choose(tables, [t.key for t in tables if t.key != "header"] if keys is None else keys)
-    return named_summary(results.shown_names, results._title, chosen, (_size_and_fit(results), *results._remarks))
+    return named_summary(results.shown_names, results._title, chosen, (_size_and_fit(results), *results._printed))
 
 
 def _side(results: Results) -> FitSide:

@@ -37,7 +37,7 @@ from mixmoe.families import (
     Model,
     require,
 )
-from mixmoe.inference.uncertainty import checked_alpha, scale_of
+from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.mixture.estimate import EMFit, ParamLayout
 from mixmoe.output.names import Names
 from mixmoe.output.plots import draw_panels
@@ -155,7 +155,7 @@ class Diagnosis:
         level = checked_alpha(alpha)
         if values is not None:
             return profile_at(likelihood, i, parameter, np.unique(np.asarray(values, dtype=float)), error, level)
-        space = SPACES[scale_of(self._layout.parameters[i])]
+        space = SPACES[self._layout.parameters[i].scale]
         return profile_around(likelihood, i, parameter, space, error, checked_count(points, "points", 3), level)
 
     def influence(self) -> Influence:

@@ -33,7 +33,7 @@ from mixmoe.errors import ArgumentError, DesignError, FormulaError, MixmoeError,
 from mixmoe.families import family_of
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.loading import load
-from mixmoe.output.plots import FIGURE_ENDINGS, save_figure
+from mixmoe.output.plots_in_files import FIGURE_ENDINGS, save_figure
 from mixmoe.output.summary import Summary
 from mixmoe.partitioned_results import OfPartitions
 from mixmoe.partitions.partwise_predictions import Predictions
@@ -80,8 +80,8 @@ examples:
   mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --plot courses.png --save bare.mixmoe --no-data
   mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --quiet --report report.html
 
-Other options of mm.fit go through --option NAME=VALUE, such as the family of the response, and offset=COLUMN of counts:
-  mixmoe fit pbcseq.csv "hepato ~ year | re: (1 | id)" --experts 1 --option family=binomial --option n_quad=5
+Other options of mm.fit go through --option NAME=VALUE, such as bandwidth=0.3, trials=COLUMN, weights=COLUMN:
+  mixmoe fit pbcseq.csv "hepato ~ year | re: (1 | id)" --experts 1 --family binomial --option n_quad=5
 
 With --hidden (or a section seq: in the formula) a network with person effects is fitted; "linear" has no hidden
 layer, and settings of the fit go through --option:
@@ -185,6 +185,8 @@ def _add_fit(commands: Any) -> None:
 
 def add_model_options(group: Any) -> None:
     """Options of a model and its optimiser that `fit` and its relatives share."""
+    group.add_argument("--family", help="of the response: gaussian, binomial, poisson, negbinomial, zip, ordinal ...")
+    group.add_argument("--offset", metavar="COLUMN", help="of the predictor; for counts the logarithm of the exposure")
     group.add_argument("--cov-re", help="covariance of random effects: expert (default), proportional, common")
     group.add_argument("--residual", help="residual standard deviation: expert (default) or common")
     group.add_argument(
@@ -322,7 +324,7 @@ def collected(pairs: Sequence[tuple[str, Any]], refused: Sequence[str]) -> dict[
 
 OK, FAILED, USAGE, UNCONVERGED = 0, 1, 2, 3
 INTERRUPTED = 130  # as a shell reports a program ended by Ctrl-C
-_GIVEN = ("cov_re", "residual", "gate_penalty", "rng", "starts", "max_iter", "tol")
+_GIVEN = ("family", "offset", "cov_re", "residual", "gate_penalty", "rng", "starts", "max_iter", "tol")
 _REFUSED = (*_GIVEN, "experts", "cov_type", "cluster", "context", "start", "data", "formula")
 
 

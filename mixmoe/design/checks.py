@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.design.complete_rows import Rows, earliest
 from mixmoe.design.formulaic_engine import Categories, Materialized
-from mixmoe.design.frame import FrameView, infinite, is_numeric, missing, shown, unhashable
+from mixmoe.design.frame import FrameView, infinite, is_numeric, missing, shown, unhashable, units_of
 from mixmoe.design.recipe import ENGINES, WHERE, Recipe, response_column
 from mixmoe.errors import AssumptionWarning, CollinearityWarning, DesignError, warn
 
+_NUMERIC_AUX = ("trials", "offset")  # auxiliary columns that must hold numbers; weights are checked with the rows
 _MANY_LEVELS = 20
 _FEW_NUMBERS = 10  # numbers in texts up to which they may well be names of categories
 _SHOWN = 12
@@ -354,6 +355,38 @@ def _infinite_error(section: str, built: Materialized, rows: Rows, frame: FrameV
         f"the term {built.names[section][j]!r} of {WHERE[section]} is {built.matrices[section][i, j]} in row "
         f"{label_of(rows, frame, i)} ({values}); terms must be finite, so change the transform or the values"
     )
+
+
+def auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArray[Any]]:
+    """Columns beside the formula by argument, in the order of the rows.
+
+    Raises
+    ------
+    DesignError
+        If one is infinite, or holds no numbers where numbers are needed; names the row.
+    """
+    out: dict[str, NDArray[Any]] = {}
+    for label, column in recipe.aux.items():
+        if label == "cluster" and column in rows.keys:
+            clusters = units_of(rows.keys[column])
+            out[label] = clusters.labels[clusters.codes]
+        if label == "cluster" or column not in rows.columns:
+            continue
+        values = rows.columns[column]
+        wrong = infinite(values)
+        if wrong is not None:
+            i = earliest(wrong, rows)
+            raise DesignError(
+                f"column {column!r} ({label}) is {values.iloc[i]} in row {label_of(rows, frame, i)}; correct it"
+            )
+        if label in _NUMERIC_AUX and not is_numeric(values):
+            i = earliest(np.ones(len(values), dtype=bool), rows)
+            raise DesignError(
+                f"column {column!r} ({label}) must hold numbers, got {shown(values.iloc[i])} in row "
+                f"{label_of(rows, frame, i)}; convert it, for example with pd.to_numeric"
+            )
+        out[label] = np.array(values, dtype=np.float64) if is_numeric(values) else np.asarray(values, dtype=object)
+    return out
 
 
 def check_sizes(columns: Mapping[str, Array], labels: pd.Index, limits: tuple[float, float]) -> None:

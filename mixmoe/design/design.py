@@ -12,13 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from mixmoe._typing import Array, IntArray
 from mixmoe.design.aliases import aliases, check_effects, independent, refuse_overlaps, warn_empty_terms
 from mixmoe.design.checks import (
+    auxiliary,
     check_columns,
     check_finite,
     check_names,
     check_replay,
     check_sizes,
     check_types,
-    label_of,
     level_codes,
     level_scores,
     refuse_size,
@@ -26,10 +26,10 @@ from mixmoe.design.checks import (
     warn_doubtful,
     with_gate_by_unit,
 )
-from mixmoe.design.complete_rows import Dropped, Rows, earliest, warn_dropped, without_rows
+from mixmoe.design.complete_rows import Dropped, Rows, warn_dropped, without_rows
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.formulaic_engine import Materialized
-from mixmoe.design.frame import FrameView, infinite, is_numeric, plain, shown, units_of, view
+from mixmoe.design.frame import FrameView, is_numeric, plain, view
 from mixmoe.design.recipe import (
     ENGINES,
     WHERE,
@@ -45,7 +45,6 @@ from mixmoe.design.smooth_basis import SmoothTerm
 from mixmoe.design.terms import arguments_of_smooth
 from mixmoe.errors import DesignError
 
-NUMERIC_AUX = ("trials", "offset")  # auxiliary columns that must hold numbers; weights are checked with the rows
 _SIZES = (1e-150, 1e150)  # of the largest value of a column; squares of others leave the range of the numbers
 _SIZED = ("offset", "weights")  # columns beside the formula of which products are computed
 
@@ -564,38 +563,6 @@ def _numbers(values: pd.Series) -> Array:
     if pd.api.types.is_datetime64_any_dtype(values.dtype):
         return values.to_numpy(dtype="datetime64[ns]").astype(np.int64) / 1e9
     return pd.factorize(values, sort=True)[0].astype(np.float64)
-
-
-def auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArray[Any]]:
-    """Columns beside the formula by argument, in the order of the rows.
-
-    Raises
-    ------
-    DesignError
-        If one is infinite, or holds no numbers where numbers are needed; names the row.
-    """
-    out: dict[str, NDArray[Any]] = {}
-    for label, column in recipe.aux.items():
-        if label == "cluster" and column in rows.keys:
-            clusters = units_of(rows.keys[column])
-            out[label] = clusters.labels[clusters.codes]
-        if label == "cluster" or column not in rows.columns:
-            continue
-        values = rows.columns[column]
-        wrong = infinite(values)
-        if wrong is not None:
-            i = earliest(wrong, rows)
-            raise DesignError(
-                f"column {column!r} ({label}) is {values.iloc[i]} in row {label_of(rows, frame, i)}; correct it"
-            )
-        if label in NUMERIC_AUX and not is_numeric(values):
-            i = earliest(np.ones(len(values), dtype=bool), rows)
-            raise DesignError(
-                f"column {column!r} ({label}) must hold numbers, got {shown(values.iloc[i])} in row "
-                f"{label_of(rows, frame, i)}; convert it, for example with pd.to_numeric"
-            )
-        out[label] = np.array(values, dtype=np.float64) if is_numeric(values) else np.asarray(values, dtype=object)
-    return out
 
 
 def _check_sizes(design: Design) -> None:

@@ -52,6 +52,50 @@ def unquoted(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a formula, with its place in the whole.
+
+    Attributes
+    ----------
+    whole : str
+    mask : str
+        The whole as `mask_brackets` makes it.
+    start, stop : int
+    """
+
+    whole: str
+    mask: str
+    start: int
+    stop: int
+
+    @property
+    def text(self) -> str:
+        """The piece as it is written."""
+        return self.whole[self.start : self.stop]
+
+    @property
+    def masked(self) -> str:
+        """The piece without what stands in brackets or quotes."""
+        return self.mask[self.start : self.stop]
+
+    @property
+    def blank(self) -> bool:
+        """Whether nothing is written there."""
+        return not self.text.strip()
+
+    def sub(self, start: int, stop: int) -> "Span":
+        """A piece of this one, by places in it."""
+        return Span(self.whole, self.mask, self.start + start, self.start + stop)
+
+    def error(self, message: str, start: int | None = None, width: int | None = None) -> FormulaError:
+        """An error that marks this piece, or what begins at a place in it."""
+        lead = len(self.text) - len(self.text.lstrip())
+        at = lead if start is None else start
+        span = max(len(self.text.strip()), 1) if width is None else width
+        return FormulaError(message, self.whole, self.start + at, span)
+
+
+@dataclass(frozen=True, slots=True)
 class Lag:
     """A column some rows of the same subject back.
 

@@ -6,12 +6,12 @@
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from mixmoe.design.expressions import CLOSING, OPENING, SectionSyntaxError, mask_brackets, unquoted
+from mixmoe.design.expressions import CLOSING, OPENING, SectionSyntaxError, Span, mask_brackets, unquoted
 from mixmoe.design.formulaic_engine import parse_terms
-from mixmoe.design.terms import is_intercept
+from mixmoe.design.terms import Term, is_intercept
 from mixmoe.errors import FormulaError, close_names
 
 PartKind = Literal["free", "common", "const"]
@@ -55,11 +55,19 @@ class Part:
         ``common``: coefficients shared by the experts; ``const``: coefficients constant along the index.
     intercept : bool
         Whether `text` implies an intercept.
+    read : tuple of Term or None
+        Its terms, if they have been read.
     """
 
     text: str
     kind: PartKind = "free"
     intercept: bool = True
+    read: tuple[Term, ...] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms as formulaic reads them, ordered by degree."""
+        return parse_terms(self.text, self.intercept) if self.read is None else self.read
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,37 +168,6 @@ class MoEFormula:
         return next((text for text in parts if _NETWORK.search(unquoted(text))), None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """A piece of the formula, with its place in the whole."""
-
-    whole: str
-    mask: str
-    start: int
-    stop: int
-
-    @property
-    def text(self) -> str:
-        return self.whole[self.start : self.stop]
-
-    @property
-    def masked(self) -> str:
-        return self.mask[self.start : self.stop]
-
-    @property
-    def blank(self) -> bool:
-        return not self.text.strip()
-
-    def sub(self, start: int, stop: int) -> "_Span":
-        return _Span(self.whole, self.mask, self.start + start, self.start + stop)
-
-    def error(self, message: str, start: int | None = None, width: int | None = None) -> FormulaError:
-        lead = len(self.text) - len(self.text.lstrip())
-        at = lead if start is None else start
-        span = max(len(self.text.strip()), 1) if width is None else width
-        return FormulaError(message, self.whole, self.start + at, span)
-
-
 def parse_formula(text: str) -> MoEFormula:
     """The sections of a formula.
 
@@ -216,12 +193,12 @@ def parse_formula(text: str) -> MoEFormula:
         raise FormulaError(f"the formula is empty; write {SHAPE!r}")
     _refuse_namesakes(whole)
     # Brackets and quotes are blanked in the mask: what it shows of '~', '|' and names stands at the top level.
-    response, rest = _split_at_tilde(_Span(whole, mask_brackets(whole), 0, len(whole)))
+    response, rest = _split_at_tilde(Span(whole, mask_brackets(whole), 0, len(whole)))
     # Behind the experts' terms each piece between bars is a section with its name in front.
     expert, *pieces = _split(rest, "|")
     if expert.blank:
         raise expert.error("the experts have no terms after '~'; write 1 for an intercept alone", -1, 1)
-    sections: dict[str, _Span] = {}
+    sections: dict[str, Span] = {}
     for piece in pieces:
         name, body, head = _head(piece)
         if name in sections:
@@ -267,7 +244,7 @@ def _refuse_namesakes(whole: str) -> None:
             )
 
 
-def _split(span: _Span, mark: str) -> Iterator[_Span]:
+def _split(span: Span, mark: str) -> Iterator[Span]:
     """Pieces of `span` between marks outside brackets and quotes."""
     start = 0
     for match in re.finditer(re.escape(mark), span.masked):
@@ -276,7 +253,7 @@ def _split(span: _Span, mark: str) -> Iterator[_Span]:
     yield span.sub(start, len(span.text))
 
 
-def _split_at_tilde(span: _Span) -> tuple[_Span, _Span]:
+def _split_at_tilde(span: Span) -> tuple[Span, Span]:
     pieces = list(_split(span, "~"))
     if len(pieces) == 1:
         raise FormulaError(f"the formula has no '~' between response and terms; write {SHAPE!r}", span.whole)
@@ -291,7 +268,7 @@ def _split_at_tilde(span: _Span) -> tuple[_Span, _Span]:
     return pieces[0], pieces[1]
 
 
-def _head(piece: _Span) -> tuple[str, _Span, int]:
+def _head(piece: Span) -> tuple[str, Span, int]:
     if piece.blank:
         raise piece.error(
             f"a stray '|': nothing follows it; a section is one of {_KNOWN}, so name one or remove the bar", -1, 1
@@ -315,7 +292,7 @@ def _head(piece: _Span) -> tuple[str, _Span, int]:
     return name, piece.sub(match.end(), len(piece.text)), match.start(1)
 
 
-def _response(span: _Span) -> str:
+def _response(span: Span) -> str:
     _refuse_bars(span, "the response")
     _refuse_wrappers(span, 0)
     terms = _terms(span, span.text, intercept=False)
@@ -328,7 +305,7 @@ def _response(span: _Span) -> str:
     return span.text.strip()
 
 
-def _parts(span: _Span, allowed: tuple[str, ...], where: str) -> tuple[Part, ...]:
+def _parts(span: Span, allowed: tuple[str, ...], where: str) -> tuple[Part, ...]:
     """The free terms and the terms in common(...) or const(...)."""
     _refuse_bars(span, where)
     wrapped: list[Part] = []
@@ -343,17 +320,19 @@ def _parts(span: _Span, allowed: tuple[str, ...], where: str) -> tuple[Part, ...
         nested = _WRAPPER.search(inside.text)
         if nested is not None:
             raise inside.error(f"{nested.group(1)}(...) stands inside {kind}(...); keep one of them", nested.start())
-        if not _terms(inside, inside.text, intercept=False):
+        read = _terms(inside, inside.text, intercept=False)
+        if not read:
             raise inside.error(f"{kind}(...) holds no terms; write the terms inside, as in {kind}(x1 + x2)")
-        wrapped.append(Part(inside.text.strip(), kind, False))
+        wrapped.append(Part(inside.text.strip(), kind, False, read))
     text = re.sub(r"^(\s*)\+", r"\1 ", "".join(free)) if wrapped else span.text
     owns_intercept = any(_has_intercept(part) for part in wrapped)
     _refuse_wrappers(span, len(wrapped))
     terms = _terms(span, text, intercept=not owns_intercept) if text.strip() or not owns_intercept else ()
-    parts = ((Part(text.strip() or "1", "free", not owns_intercept),) if terms or not wrapped else ()) + tuple(wrapped)
-    seen: dict[object, str] = {}
+    of_all = Part(text.strip() or "1", "free", not owns_intercept, terms)
+    parts = ((of_all,) if terms or not wrapped else ()) + tuple(wrapped)
+    seen: dict[Term, str] = {}
     for part in parts if wrapped else ():
-        for term in parse_terms(part.text, part.intercept):
+        for term in part.terms:
             if seen.get(term, part.kind) != part.kind:
                 raise span.error(
                     f"the term {str(term)!r} is both {seen[term]} and {part.kind}; a term has one kind, so remove one"
@@ -362,7 +341,7 @@ def _parts(span: _Span, allowed: tuple[str, ...], where: str) -> tuple[Part, ...
     return parts
 
 
-def _wrapper_body(span: _Span, match: re.Match[str], allowed: tuple[str, ...], where: str) -> _Span:
+def _wrapper_body(span: Span, match: re.Match[str], allowed: tuple[str, ...], where: str) -> Span:
     kind, opened = match.group(1), match.end() - 1
     closed = span.masked.index(")", opened)
     if kind not in allowed:
@@ -389,10 +368,10 @@ def _wrapper_body(span: _Span, match: re.Match[str], allowed: tuple[str, ...], w
 
 
 def _has_intercept(part: Part) -> bool:
-    return any(is_intercept(term) for term in parse_terms(part.text, part.intercept))
+    return any(is_intercept(term) for term in part.terms)
 
 
-def _refuse_wrappers(span: _Span, expected: int) -> None:
+def _refuse_wrappers(span: Span, expected: int) -> None:
     """Raise if common(...) or const(...) stands deeper than at the top level."""
     visible = unquoted(span.text)
     found = list(_WRAPPER.finditer(visible))
@@ -405,7 +384,7 @@ def _refuse_wrappers(span: _Span, expected: int) -> None:
         )
 
 
-def _refuse_bars(span: _Span, where: str) -> None:
+def _refuse_bars(span: Span, where: str) -> None:
     """Raise for a bar in plain brackets: random effects outside re:."""
     stack: list[bool] = []
     for i, char in enumerate(unquoted(span.text)):
@@ -420,7 +399,7 @@ def _refuse_bars(span: _Span, where: str) -> None:
             )
 
 
-def _terms(span: _Span, text: str, intercept: bool = True, columns: bool = True) -> tuple[object, ...]:
+def _terms(span: Span, text: str, intercept: bool = True, columns: bool = True) -> tuple[Term, ...]:
     """The terms of a part; its names may be layers of a network where they need not be `columns`."""
     _refuse_misread(span, text, columns)
     try:
@@ -429,7 +408,7 @@ def _terms(span: _Span, text: str, intercept: bool = True, columns: bool = True)
         raise span.error(error.message[:1].lower() + error.message[1:], error.start, error.width) from error
 
 
-def _refuse_misread(span: _Span, text: str, columns: bool) -> None:
+def _refuse_misread(span: Span, text: str, columns: bool) -> None:
     """Refuse what formulaic would read otherwise than it is meant, or without an end."""
     for quoted in re.finditer(r"`([^`]*)`", text if columns else ""):
         if re.fullmatch(r"\s*[\d.]*\s*", quoted.group(1)):
@@ -453,7 +432,7 @@ def _refuse_misread(span: _Span, text: str, columns: bool) -> None:
             )
 
 
-def _sigma(span: _Span) -> tuple[Part, ...]:
+def _sigma(span: Span) -> tuple[Part, ...]:
     """Terms of the log standard deviation, whose intercept is the residual standard deviation itself."""
     parts = _parts(span, ("common",), "sigma:")
     shared = next((part for part in parts if part.kind == "common" and _has_intercept(part)), None)
@@ -480,12 +459,12 @@ def refuse_several(formula: MoEFormula) -> None:
     """
     if not formula.further:
         return
-    span = _Span(formula.text, mask_brackets(formula.text), 0, len(formula.text))
+    span = Span(formula.text, mask_brackets(formula.text), 0, len(formula.text))
     *_, body = (found[1] for found in map(_head, list(_split(span, "|"))[1:]) if found[0] == "re")
     raise body.error(f"re: {body.text.strip()} has more than one grouping factor; {_SEVERAL}")
 
 
-def _random(span: _Span) -> tuple[RandomTerm, ...]:
+def _random(span: Span) -> tuple[RandomTerm, ...]:
     """The terms of ``re:``, those of nested groupings taken apart."""
     terms: list[RandomTerm] = []
     for piece in _split(span, "+"):
@@ -514,8 +493,8 @@ def _random(span: _Span) -> tuple[RandomTerm, ...]:
     return tuple(terms)
 
 
-def _inside_bracket(span: _Span) -> list[RandomTerm]:
-    span = _Span(
+def _inside_bracket(span: Span) -> list[RandomTerm]:
+    span = Span(
         span.whole, span.whole[: span.start] + mask_brackets(span.text) + span.whole[span.stop :], span.start, span.stop
     )
     bars = list(re.finditer(r"\|+", span.masked))
@@ -541,7 +520,7 @@ def _inside_bracket(span: _Span) -> list[RandomTerm]:
     return [RandomTerm(design.text.strip(), first, correlated, tuple(within)) for first, *within in _groupings(group)]
 
 
-def _groupings(span: _Span) -> list[tuple[str, ...]]:
+def _groupings(span: Span) -> list[tuple[str, ...]]:
     """Columns of each grouping right of a bar: ``a`` of ``a``, ``a`` and ``a:b`` of ``a/b``, ``a:b`` of ``a:b``."""
     if span.blank:
         raise span.error("re: names no subjects right of the bar; put the column of the subjects there", -1, 1)
@@ -552,7 +531,7 @@ def _groupings(span: _Span) -> list[tuple[str, ...]]:
     return [tuple(_grouping(piece, span) for piece in joined)]
 
 
-def _grouping(piece: _Span, span: _Span) -> str:
+def _grouping(piece: Span, span: Span) -> str:
     match = _NAME.match(piece.text)
     if match is None:
         raise span.error(
@@ -562,7 +541,7 @@ def _grouping(piece: _Span, span: _Span) -> str:
     return match.group(1) or match.group(2)
 
 
-def _without_circle(span: _Span) -> tuple[_Span, float | None]:
+def _without_circle(span: Span) -> tuple[Span, float | None]:
     """The index inside ``cyclic(index, period)`` with its period, or the index as it stands and None."""
     found = re.fullmatch(r"\s*cyclic\s*\((.*)\)\s*", span.masked)
     if found is None:
@@ -582,7 +561,7 @@ def _without_circle(span: _Span) -> tuple[_Span, float | None]:
     return span.sub(found.start(1), found.start(1) + commas[0]), period
 
 
-def _index(span: _Span) -> str:
+def _index(span: Span) -> str:
     _refuse_bars(span, "vary:")
     _refuse_wrappers(span, 0)
     terms = _terms(span, span.text, intercept=False)
@@ -593,7 +572,7 @@ def _index(span: _Span) -> str:
     return span.text.strip()
 
 
-def _sequence(span: _Span) -> Sequence:
+def _sequence(span: Span) -> Sequence:
     pieces = list(_split(span, "/"))
     if len(pieces) > 2:
         raise pieces[2].error("seq: has more than one '/'; write seq: order, or seq: order / within")

@@ -38,7 +38,7 @@ from mixmoe.design.expressions import (
     rewritten,
 )
 from mixmoe.design.smooth_basis import STATE, SmoothTerm
-from mixmoe.design.terms import EXTRA_FUNCTIONS, Term, category_argument, is_call, is_intercept, python_code
+from mixmoe.design.terms import EXTRA_FUNCTIONS, Term, category_argument, is_intercept, python_code, uses_of
 from mixmoe.errors import DesignError, MixmoeError
 
 Specs = Mapping[str, Any]  # by section what an engine needs to replay its coding; opaque likewise
@@ -400,7 +400,7 @@ def _smooths(spec: Any, terms: Sequence[Term], frame: pd.DataFrame) -> dict[int,
     """The terms ``s(...)`` of a section by their positions, from the state that formulaic keeps of each."""
     found = {}
     for i, term in enumerate(terms):
-        if is_call(term, "s"):
+        if uses_of(term).whole == "s":
             aliases: dict[str, str] = {}
             columns = {str(name): None for name in frame.columns}
             code = sanitize_variable_names(str(term.factors[0].expr), columns, aliases)

@@ -1,7 +1,7 @@
 """What of a design is decided by formula and options, before any data are seen."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -19,14 +19,13 @@ from mixmoe.design.frame import FrameView, is_numeric, shown, unknown_column
 from mixmoe.design.terms import (
     Term,
     UsedName,
+    Uses,
     function_names,
-    holds_call,
-    is_call,
     is_function,
     is_plain_column,
     keywords_of,
-    lags_of,
     used_names,
+    uses_of,
 )
 from mixmoe.design.transforms import unsafe_reason
 from mixmoe.errors import ArgumentError, DesignError, meant
@@ -153,23 +152,30 @@ def make_recipe(
             raise DesignError(f"{what} must be a column, got {formula.response!r}; make such a column")
         texts = {**texts, "response": ()}
     # Names are looked up in the terms as formulaic reads them, whatever computes the columns.
-    read = {name: _typed_terms(formulaic_engine, parts) for name, parts in texts.items()}
-    terms = {name: tuple(term for term, _ in pairs) for name, pairs in read.items()}
-    names = {name: used_names(found) for name, found in terms.items()}
+    read = {
+        name: [_Read(term, part.kind, uses_of(term)) for part in parts for term in part.terms]
+        for name, parts in texts.items()
+    }
+    names = {name: used_names(term.uses for term in terms) for name, terms in read.items()}
     _refuse_reserved(names)
-    made = ENGINES[engine]
-    typed = read if engine == "formulaic" else {name: _typed_terms(made, parts) for name, parts in texts.items()}
-    typed = {name: sorted(pairs, key=lambda pair: made.degree(pair[0])) for name, pairs in typed.items()}
-    for section, pairs in read.items():
-        for term, kind in pairs:
-            reason = _wrong_smooth(term, section, kind, engine, smooths)
-            if holds_call(term, "s") and reason:
-                raise DesignError(f"{WHERE[section]} has the term {formulaic_engine.name_of(term)!r}: {reason}")
-            if holds_call(term, "nn") and not (networks and section in ("expert", "gate") and is_call(term, "nn")):
+    for section, terms in read.items():
+        for term in terms:
+            if "s" in term.uses.calls and (reason := _wrong_smooth(term, section, engine, smooths)):
+                raise DesignError(f"{WHERE[section]} has the term {term.name!r}: {reason}")
+            alone = term.uses.whole == "nn" and networks and section in ("expert", "gate")
+            if "nn" in term.uses.calls and not alone:
                 raise DesignError(
-                    f"{WHERE[section]} has the term {formulaic_engine.name_of(term)!r}: a network nn(...) is a term of "
+                    f"{WHERE[section]} has the term {term.name!r}: a network nn(...) is a term of "
                     "its own of experts or gate, without vary: and seq:, as in y ~ nn(x1, x2) | gate: nn(z)"
                 )
+    made = ENGINES[engine]
+    typed = {name: [(term.term, term.kind) for term in terms] for name, terms in read.items()}
+    if engine != "formulaic":
+        typed = {
+            name: [(term, part.kind) for part in parts for term in made.parse_terms(part.text, part.intercept)]
+            for name, parts in texts.items()
+        }
+    typed = {name: sorted(pairs, key=lambda pair: made.degree(pair[0])) for name, pairs in typed.items()}
     used, given = {u.name for section in names.values() for u in section}, context or {}
     return Recipe(
         formula=formula,
@@ -179,19 +185,34 @@ def make_recipe(
         sections={name: tuple(term for term, _ in pairs) for name, pairs in typed.items()},
         kinds={name: tuple(kind for _, kind in pairs) for name, pairs in typed.items()},
         names=names,
-        lags={name: tuple(sorted(lags_of(found), key=lambda lag: lag.name)) for name, found in terms.items()},
+        lags={
+            name: tuple(sorted({lag for term in terms for lag in term.uses.lags}, key=lambda lag: lag.name))
+            for name, terms in read.items()
+        },
         aux=dict(aux or {}),
         partial_response=partial_response,
-        foreign={name: those for name, found in terms.items() if (those := _foreign(found, given))},
+        foreign={name: those for name, terms in read.items() if (those := _foreign(terms, given))},
     )
 
 
-def _foreign(terms: tuple[Term, ...], context: Mapping[str, Any]) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A term as formulaic reads it, its kind, and what it uses."""
+
+    term: Term
+    kind: PartKind
+    uses: Uses
+
+    @property
+    def name(self) -> str:
+        """As messages show it."""
+        return formulaic_engine.name_of(self.term)
+
+
+def _foreign(terms: Sequence[_Read], context: Mapping[str, Any]) -> tuple[str, ...]:
     """Terms that call functions of the user, methods of columns, or others about which nothing is known."""
     return tuple(
-        formulaic_engine.name_of(term)
-        for term in terms
-        if unsafe_reason([term]) is not None or any(used.called and used.name in context for used in used_names([term]))
+        term.name for term in terms if unsafe_reason([term.term]) is not None or not term.uses.calls.isdisjoint(context)
     )
 
 
@@ -213,7 +234,7 @@ def _refuse_reserved(names: Mapping[str, tuple[UsedName, ...]]) -> None:
 _OF_SMOOTHS = ("k", "m", "by", "bs", "ends")
 
 
-def _wrong_smooth(term: Term, section: str, kind: PartKind, engine: Engine, allowed: bool) -> str:
+def _wrong_smooth(term: _Read, section: str, engine: Engine, allowed: bool) -> str:
     """Why a term with ``s(...)`` cannot stand where it does; empty if it can."""
     if not allowed:
         return (
@@ -222,13 +243,14 @@ def _wrong_smooth(term: Term, section: str, kind: PartKind, engine: Engine, allo
         )
     if section not in ("expert", "gate"):
         return "penalised functions s(...) are for experts and gate; use bs(x, df=5) for a spline without penalty"
-    if not is_call(term, "s"):
+    if term.uses.whole != "s":
         return "s(...) must be a term of its own; write s(time, by=x) for a coefficient of x that varies with time"
-    if kind == "const":
+    if term.kind == "const":
         return "a function s(...) is not constant along the index; take it out of const(...)"
     if engine != "formulaic":
         return "s(...) needs formula_engine='formulaic'"
-    wrong = [name for name in keywords_of(term) if name not in (*_OF_SMOOTHS, "whole")]  # that of a vary: spelt out
+    known = (*_OF_SMOOTHS, "whole")  # the last is that of a vary: spelt out
+    wrong = [name for name in keywords_of(term.term) if name not in known]
     if wrong:
         hint = meant(wrong[0], _OF_SMOOTHS) or f"it has {', '.join(_OF_SMOOTHS)}"
         return f"s(...) has no argument {wrong[0]!r}; {hint}"
@@ -245,11 +267,6 @@ def _section_texts(formula: MoEFormula, random_columns: bool) -> dict[str, tuple
         "index": () if formula.vary is None else (Part(formula.vary, intercept=False),),
         "sigma": formula.sigma,
     }
-
-
-def _typed_terms(made: ModuleType, parts: tuple[Part, ...]) -> list[tuple[Term, PartKind]]:
-    """Terms of a section with their kinds, in the order of the formula."""
-    return [(term, part.kind) for part in parts for term in made.parse_terms(part.text, part.intercept)]
 
 
 def response_column(formula: MoEFormula) -> str | None:

@@ -2,7 +2,7 @@
 
 import ast
 import builtins
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import sanitize_variable_names
 from numpy.typing import NDArray
 
-from mixmoe.design.expressions import Lag, is_name, lags_in, under_lags
+from mixmoe.design.expressions import Lag, lags_in, under_lags
 from mixmoe.design.smooth_basis import smooth
 from mixmoe.errors import DesignError
 
@@ -86,31 +86,97 @@ def is_plain_column(term: Term) -> bool:
     return len(term.factors) == 1 and term.factors[0].eval_method.value == "lookup"
 
 
-def used_names(terms: Sequence[Term]) -> tuple[UsedName, ...]:
+@dataclass(frozen=True, slots=True)
+class Code:
+    """The Python code of an expression in a formula.
+
+    Attributes
+    ----------
+    text : str
+        With plain names for those in backticks.
+    tree : ast.expr
+    aliases : mapping of str to str
+        From those plain names to the columns.
+    """
+
+    text: str
+    tree: ast.expr
+    aliases: Mapping[str, str]
+
+    def written(self, node: ast.AST) -> str:
+        """A part of the code, a name in backticks as it is."""
+        code = ast.unparse(node)
+        return self.aliases.get(code, code)
+
+
+def read_code(expression: str) -> Code:
+    """The code of an expression.
+
+    Raises
+    ------
+    DesignError
+        If it is none.
+    """
+    aliases: dict[str, str] = {}
+    text = sanitize_variable_names(expression, {}, aliases)
+    try:
+        return Code(text, ast.parse(text, mode="eval").body, aliases)
+    except (SyntaxError, ValueError) as error:
+        raise DesignError(f"{expression!r} is not a valid expression ({error}); correct it") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """What a term uses.
+
+    Attributes
+    ----------
+    names : tuple of UsedName
+    calls : frozenset of str
+        Functions that it calls by their names.
+    whole : str or None
+        The function, if the term is a call of one and nothing else, as ``s(...)``.
+    lags : frozenset of Lag
+        Lagged columns, see `mixmoe.design.expressions.lags_in`.
+    """
+
+    names: tuple[UsedName, ...]
+    calls: frozenset[str]
+    whole: str | None
+    lags: frozenset[Lag]
+
+
+def uses_of(term: Term) -> Uses:
+    """What a term uses, its code read once."""
+    names: list[UsedName] = []
+    calls, lags, whole = set[str](), set[Lag](), None
+    for factor in term.factors:
+        if factor.eval_method.value == "lookup":
+            names.append(UsedName(str(factor.expr), False, True, True))
+        if factor.eval_method.value != "python":
+            continue
+        code = read_code(str(factor.expr))
+        found = _names_of_tree(code.tree)
+        names += [replace(used, name=code.aliases.get(used.name, used.name)) for used in found]
+        called = {used.name for used in found if used.called}
+        calls |= called
+        if "lag" in called:
+            lags |= lags_in(code.text, code.aliases)
+        if isinstance(code.tree, ast.Call) and isinstance(code.tree.func, ast.Name) and len(term.factors) == 1:
+            whole = code.tree.func.id
+    return Uses(tuple(names), frozenset(calls), whole, frozenset(lags))
+
+
+def used_names(terms: Iterable[Uses]) -> tuple[UsedName, ...]:
     """Names that terms use, in order of first use."""
     found: dict[tuple[str, bool], UsedName] = {}
-    for term in terms:
-        for factor in term.factors:
-            for name in _names_of_factor(factor):
-                known = found.get((name.name, name.called), name)
-                found[name.name, name.called] = replace(
-                    name, plain=known.plain or name.plain, complete=known.complete or name.complete
-                )
+    for uses in terms:
+        for name in uses.names:
+            known = found.get((name.name, name.called), name)
+            found[name.name, name.called] = replace(
+                name, plain=known.plain or name.plain, complete=known.complete or name.complete
+            )
     return tuple(found.values())
-
-
-def _names_of_factor(factor: Any) -> list[UsedName]:
-    if factor.eval_method.value == "literal":
-        return []
-    if factor.eval_method.value == "lookup":
-        return [UsedName(str(factor.expr), False, True, True)]
-    aliases: dict[str, str] = {}
-    code = sanitize_variable_names(factor.expr, {}, aliases)
-    try:
-        tree = ast.parse(code, mode="eval")
-    except (SyntaxError, ValueError) as error:
-        raise DesignError(f"{factor.expr!r} is not a valid expression ({error}); correct it") from error
-    return [UsedName(aliases.get(u.name, u.name), u.called, u.plain, u.complete) for u in _names_of_tree(tree)]
 
 
 def _names_of_tree(tree: ast.AST) -> list[UsedName]:
@@ -126,17 +192,6 @@ def _names_of_tree(tree: ast.AST) -> list[UsedName]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Name) and node.id not in bound
     ] + [UsedName(str(call.args[0].value), False, False, id(call) not in absent) for call in quoted]  # type: ignore[attr-defined]
-
-
-def lags_of(terms: Sequence[Term]) -> frozenset[Lag]:
-    """The lagged columns that terms need, see `mixmoe.design.expressions.lags_in`."""
-    found: set[Lag] = set()
-    for term in terms:
-        for factor in term.factors:
-            if factor.eval_method.value == "python":
-                aliases: dict[str, str] = {}
-                found |= lags_in(sanitize_variable_names(factor.expr, {}, aliases), aliases)
-    return frozenset(found)
 
 
 def _root(node: ast.AST) -> ast.AST:
@@ -167,28 +222,10 @@ def function_names() -> tuple[str, ...]:
     return tuple(sorted({*TRANSFORMS, *EXTRA_FUNCTIONS}))
 
 
-def is_call(term: Term, function: str) -> bool:
-    """Whether a term is a call of a function, as ``s(...)``."""
-    return len(term.factors) == 1 and _names_call(term.factors[0], function, whole=True)
-
-
-def holds_call(term: Term, function: str) -> bool:
-    """Whether a term has a call of a function anywhere."""
-    return any(_names_call(factor, function, whole=False) for factor in term.factors)
-
-
-def _names_call(factor: Any, function: str, whole: bool) -> bool:
-    if factor.eval_method.value != "python":
-        return False
-    body = ast.parse(sanitize_variable_names(factor.expr, {}, {}), mode="eval").body
-    nodes = [body] if whole else list(ast.walk(body))
-    return any(isinstance(node, ast.Call) and is_name(node.func, function) for node in nodes)
-
-
 def keywords_of(term: Term) -> list[str]:
     """Names of the arguments of a term that is a call, as ``k`` in ``s(x, k=5)``."""
-    body = ast.parse(sanitize_variable_names(term.factors[0].expr, {}, {}), mode="eval").body
-    return [str(keyword.arg) for keyword in body.keywords] if isinstance(body, ast.Call) else []
+    call = read_code(str(term.factors[0].expr)).tree
+    return [str(keyword.arg) for keyword in call.keywords] if isinstance(call, ast.Call) else []
 
 
 def code_of(term: Term) -> str:
@@ -203,38 +240,32 @@ def code_of(term: Term) -> str:
 
 def arguments_of_smooth(term: Term) -> Mapping[str, str]:
     """Code of the arguments of a term that is a call ``s(...)``, by name; the index is ``"x"``."""
-    aliases: dict[str, str] = {}
-    call: Any = ast.parse(sanitize_variable_names(term.factors[0].expr, {}, aliases), mode="eval").body
-    names = ("x", "k", "m", "by", "bs", "ends", "whole")
-    given = dict(zip(names, call.args, strict=False))
+    code = read_code(str(term.factors[0].expr))
+    call: Any = code.tree
+    given = dict(zip(("x", "k", "m", "by", "bs", "ends", "whole"), call.args, strict=False))
     given |= {str(keyword.arg): keyword.value for keyword in call.keywords}
-
-    def text(node: ast.AST) -> str:
-        code = ast.unparse(node)
-        return aliases.get(code, code)
-
-    return {name: text(node) for name, node in given.items()}
+    return {name: code.written(node) for name, node in given.items()}
 
 
 def inputs_of_network(term: Term) -> tuple[str, ...] | None:
     """Code of the inputs of a term ``nn(x1, x2)``; None for any other term."""
-    if not is_call(term, "nn"):
+    if uses_of(term).whole != "nn":
         return None
-    aliases: dict[str, str] = {}
-    call: Any = ast.parse(sanitize_variable_names(term.factors[0].expr, {}, aliases), mode="eval").body
-    return tuple(aliases.get(code, code) for code in map(ast.unparse, call.args))
+    code = read_code(str(term.factors[0].expr))
+    call: Any = code.tree
+    return tuple(map(code.written, call.args))
 
 
-def category_argument(code: str) -> str | None:
+def category_argument(expression: str) -> str | None:
     """The column `g` of the code `C(g, ...)`; None for any other code."""
-    aliases: dict[str, str] = {}
     try:
-        body = ast.parse(sanitize_variable_names(code, {}, aliases), mode="eval").body
-    except (SyntaxError, ValueError):
+        code = read_code(expression)
+    except DesignError:
         return None
-    if not (isinstance(body, ast.Call) and isinstance(body.func, ast.Name) and body.func.id == "C" and body.args):
+    call = code.tree
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "C" and call.args):
         return None
-    first = body.args[0]
+    first = call.args[0]
     if isinstance(first, ast.Call) and _is_quotation(first):
         return str(ast.literal_eval(first.args[0]))
-    return aliases.get(first.id, first.id) if isinstance(first, ast.Name) else None
+    return code.aliases.get(first.id, first.id) if isinstance(first, ast.Name) else None

@@ -181,8 +181,8 @@ def ambiguity_flag(design: Design, cells: IntArray, n_experts: int, found: Excha
     return Flag(
         "ambiguous_labels",
         f"Experts and gate are both saturated in {names}; which expert of one cell is which of another is {what}. "
-        f"Means and probabilities within each cell stand, coefficients of {names} do not. Identified are models with "
-        f"{marked}a gate or experts without {names}.",
+        f"Means and probabilities within each cell stand, coefficients of {names} do not.",
+        f"Identified are models with {marked}a gate or experts without {names}.",
     )
 
 

@@ -19,7 +19,6 @@ from mixmoe.inference.uncertainty import (
     checked_alpha,
     critical,
     delta_se,
-    scale_of,
     two_sided,
     wald_limits,
     wald_statistics,
@@ -83,7 +82,7 @@ class Contrasts(ContrastResults):
         limits = np.column_stack([self.effect - half, self.effect + half])
         for i, row in enumerate(self._hypotheses.matrix):
             used = np.flatnonzero(row)
-            if len(used) == 1 and scale_of(self._layout.parameters[used[0]]) != "identity":
+            if len(used) == 1 and self._layout.parameters[used[0]].scale != "identity":
                 one = ParamLayout((self._layout.parameters[used[0]],))
                 found = wald_limits(self._params[used], self.sd[[i]] / np.abs(row[used]), one, alpha, self._df[[i]])
                 ends = row[used] * np.concatenate([found.lower, found.upper]) - self._hypotheses.values[i]

@@ -1,7 +1,7 @@
 """Covariance of estimates (record, delta method), limits inside the parameter space, bands."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,7 +13,7 @@ from mixmoe._typing import Array
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.small_samples import Moments
-from mixmoe.mixture.estimate import Flag, Parameter, ParamLayout
+from mixmoe.mixture.estimate import Flag, ParamLayout
 
 CovType = Literal["nonrobust", "robust", "cluster", "bootstrap"]
 COV_TYPES: tuple[str, ...] = get_args(CovType)
@@ -92,6 +92,21 @@ class ParamCov:
     def of_tests(self) -> Array:
         """What tests of functions have their statistics from, whose null distribution is that given lambda."""
         return self.of_bounded if self.given is None else self.given
+
+    def turned(self, jacobian: Array) -> "ParamCov":
+        """The same of parameters that are functions of these, shape (P, P), such as those under other labels.
+
+        Without draws, whose values are not linear in them.
+        """
+        return replace(
+            self,
+            matrix=delta_cov(jacobian, self.matrix),
+            bounded=None if self.bounded is None else delta_cov(jacobian, self.bounded),
+            infinite=None if self.infinite is None else jacobian @ self.infinite,
+            given=None if self.given is None else delta_cov(jacobian, self.given),
+            shift=None if self.shift is None else jacobian @ self.shift,
+            draws=None,
+        )
 
 
 def checked_cov_type(kind: str) -> CovType:
@@ -177,9 +192,6 @@ def delta_se(jacobian: Array, matrix: Array) -> Array:
         return np.sqrt(np.diag(delta_cov(jacobian, matrix)))
 
 
-Scale = Literal["identity", "log", "atanh", "logit"]
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Confidence limits.
@@ -192,19 +204,6 @@ class Limits:
 
     lower: Array
     upper: Array
-
-
-def scale_of(parameter: Parameter) -> Scale:
-    """Scale on which a parameter is closest to normal: log of deviations, Fisher's of correlations, odds of shares."""
-    if parameter.block == "random" and parameter.term.startswith("corr"):
-        return "atanh"
-    if parameter.block == "residual" and parameter.term == "rho":
-        return "atanh"
-    if parameter.block in ("residual", "zeros") and parameter.term.partition("(")[0] == "zeros":
-        return "logit"
-    if (parameter.block == "threshold" and parameter.term.startswith("cut")) or parameter.block in ("smooth", "other"):
-        return "identity"
-    return "identity" if parameter.tested else "log"
 
 
 def checked_alpha(alpha: float) -> float:
@@ -249,7 +248,7 @@ def wald_limits(
     positive. Correlations: Fisher's ``tanh(atanh r +- t se / (1 - r^2))``, inside (-1, 1). Probabilities of a certain
     zero: those of the log odds, ``expit(logit p +- t se / (p (1 - p)))``.
     """
-    scales = scales_of(layout)
+    scales = layout.scales
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         # The delta method on either scale: the standard error of log s is se / s, that of atanh r is se / (1 - r^2).
         centre, half = on_scales(params, scales), critical(alpha, df) * bse * slopes_of_scales(params, scales)
@@ -330,18 +329,13 @@ def slopes_of_scales(params: Array, scales: NDArray[np.object_]) -> Array:
     return result
 
 
-def scales_of(layout: ParamLayout) -> NDArray[np.object_]:
-    """`scale_of` each parameter, shape (P,)."""
-    return np.array([scale_of(p) for p in layout.parameters], dtype=object)
-
-
 def wald_statistics(params: Array, bse: Array, layout: ParamLayout) -> Array:
     """Statistics of the hypotheses that single parameters are zero, shape (P,); NaN where these mean nothing.
 
     On the scale of the limits, so that a p-value below alpha and limits that exclude zero are the same: that of a
     correlation is Fisher's ``atanh(r) (1 - r^2) / se``.
     """
-    atanh = scales_of(layout) == "atanh"
+    atanh = layout.scales == "atanh"
     with np.errstate(divide="ignore", invalid="ignore"):
         statistic = params / bse
         statistic[atanh] = np.arctanh(params[atanh]) * (1 - params[atanh] ** 2) / bse[atanh]

@@ -15,7 +15,7 @@ from scipy.stats import f as f_distribution
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, close_names
 from mixmoe.inference.small_samples import Moments, joint_degrees_of_freedom
-from mixmoe.inference.uncertainty import delta_cov, on_scales, scale_of, slopes_of_scales
+from mixmoe.inference.uncertainty import delta_cov, on_scales, slopes_of_scales
 from mixmoe.mixture.estimate import ParamLayout
 
 HypothesisSpec = str | Sequence[str] | Array | tuple[Array, Array]
@@ -262,7 +262,7 @@ def on_scales_of_limits(hypotheses: Hypotheses, params: Array, layout: ParamLayo
         if len(used) != 1:
             continue
         j = int(used[0])
-        scale, value = scale_of(layout.parameters[j]), hypotheses.values[i] / row[j]
+        scale, value = layout.parameters[j].scale, hypotheses.values[i] / row[j]
         sign = np.sign(row[j])
         if scale != "identity":
             both, scales = np.array([params[j], value]), np.array([scale, scale], dtype=object)
@@ -397,7 +397,7 @@ def _margin(hypotheses: Hypotheses, params: Array, layout: ParamLayout) -> float
 
     Standard deviations are measured in units of their estimates, so that the answer does not depend on units.
     """
-    scales = [scale_of(p) for p in layout.parameters]
+    scales = layout.scales.tolist()
     if all(scales[i] == "identity" for i in _used(hypotheses)):
         return 1.0
     unit = np.array([b if s == "log" and b > 0 else 1.0 for b, s in zip(params, scales, strict=True)])

@@ -1,4 +1,4 @@
-"""Where a solution of a MEMoE lies on the boundary of the parameter space, and the directions that are estimated."""
+"""Where a solution of a MEMoE lies on the boundary of the parameter space; information in the other directions."""
 
 from dataclasses import dataclass, replace
 
@@ -21,6 +21,8 @@ from mixmoe.numerics.linalg import semidefinite_cholesky
 
 _NO_RESPONSES = 1e-3  # expected number in a category: an ascent to infinity stops at about this many
 _NO_INFORMATION = 1e-5  # per row of the expert, in a direction of orthonormal columns; at p = 0.00001 or 0.99999
+_SINGULAR = 1e-9  # smallest eigenvalue of the scaled information that counts as information
+_FLAT = 1e-4  # information of all subjects about a parameter in working coordinates: a standard error of 100 units
 _ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
 
 
@@ -265,3 +267,52 @@ def informative_basis(problem: Problem, at: Boundary) -> Basis:
     if at.held.shape[1]:
         kept = kept @ null_space(at.held.T @ kept)
     return Basis(kept, directions[:, infinite])
+
+
+@dataclass(frozen=True, slots=True)
+class InverseInformation:
+    """Generalised inverse of an information matrix.
+
+    Attributes
+    ----------
+    half : ndarray, shape (P, r)
+        ``half @ half.T`` is the inverse.
+    flat : ndarray, shape (P, f)
+        Unit vectors of directions without information, where the parameters are finite.
+    infinite : ndarray, shape (P, s)
+        Directions of coefficients that are infinite.
+    """
+
+    half: Array
+    flat: Array
+    infinite: Array
+
+    @property
+    def matrix(self) -> Array:
+        """The inverse, shape (P, P), zero outside the informative directions."""
+        return np.asarray(self.half @ self.half.T)
+
+    @property
+    def null(self) -> Array:
+        """All directions without information, shape (P, f + s)."""
+        return np.hstack([self.flat, self.infinite])
+
+
+def invert_information(information: Array, basis: Basis) -> InverseInformation:
+    """Inverse within the informative directions; those that turn out to carry no information are set apart.
+
+    In working coordinates every parameter has unit scale (of the response, of log, of Fisher's z, of log odds), so that
+    a standard error of a hundred units says that nothing is known.
+    """
+    A = basis.kept.T @ information @ basis.kept
+    values, vectors = np.linalg.eigh(A)
+    steep = basis.kept @ vectors[:, values > _FLAT]
+    flat = basis.kept @ vectors[:, values <= _FLAT]
+    A = steep.T @ information @ steep
+    scale = np.sqrt(np.diag(A))
+    values, vectors = np.linalg.eigh(A / np.outer(scale, scale))
+    good = values > _SINGULAR
+    half = steep @ (vectors[:, good] / np.sqrt(values[good]) / scale[:, None])
+    degenerate = steep @ (vectors[:, ~good] / scale[:, None])
+    degenerate /= np.maximum(np.linalg.norm(degenerate, axis=0), np.finfo(float).tiny)
+    return InverseInformation(half, np.hstack([flat, degenerate]), basis.infinite)

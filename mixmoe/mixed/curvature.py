@@ -23,7 +23,7 @@ from mixmoe.mixed.likelihood.observed import (
     ClosedForm,
     Problem,
     block_scores,
-    evaluate_block,
+    likelihood_blocks,
     observed_information,
     subject_logliks,
 )
@@ -104,9 +104,7 @@ def _missing_information(problem: Problem, theta: Array) -> Array:
     out = np.zeros((theta.size, theta.size))
     if K == 1:
         return out
-    params = free_to_working(problem.structure, theta[None])
-    for where, experts in problem.experts.blocks(K):
-        block = evaluate_block(problem, params, where, experts)
+    for block in likelihood_blocks(problem, theta[None]):
         tau = block.responsibilities
         mean = np.zeros((theta.size, tau.shape[2]))
         for k in range(K):

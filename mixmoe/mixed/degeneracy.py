@@ -22,7 +22,7 @@ from mixmoe.inference.cells import (
     linked_cells,
     pairs_of,
 )
-from mixmoe.inference.uncertainty import ParamCov, scale_of, wald_limits
+from mixmoe.inference.uncertainty import ParamCov, wald_limits
 from mixmoe.mixed.ascents import Search, permute_params
 from mixmoe.mixed.boundary import Boundary, expert_directions, gate_directions
 from mixmoe.mixed.end_points import residual_deviations
@@ -78,7 +78,7 @@ def uncertainty_flags(layout: ParamLayout, params: Array, cov: ParamCov) -> tupl
     limits = wald_limits(params, np.sqrt(np.maximum(np.diag(cov.matrix), 0.0)), layout)
     # Limits on the scale of Fisher's z: those of the correlation itself would leave (-1, 1).
     vague = (limits.lower < -_CERTAIN) & (limits.upper > _CERTAIN)
-    terms = [p.term for p, v in zip(layout.parameters, vague, strict=True) if v and scale_of(p) == "atanh"]
+    terms = [p.term for p, v in zip(layout.parameters, vague, strict=True) if v and p.scale == "atanh"]
     terms = [term for term in dict.fromkeys(terms) if term.startswith("corr")]
     if not terms:
         return ()
@@ -86,7 +86,7 @@ def uncertainty_flags(layout: ParamLayout, params: Array, cov: ParamCov) -> tupl
         Flag(
             "vague_correlation",
             f"The data do not determine the random-effects correlation {', '.join(terms)} of an expert: its 95 % "
-            "limits reach from -1 to 1, as they do where a standard deviation is small beside its error. "
+            "limits reach from -1 to 1, as they do where a standard deviation is small beside its error.",
             "Do not interpret it; consider uncorrelated random effects, (... || ...).",
         ),
     )
@@ -116,8 +116,8 @@ def far_origin(
             "far_origin",
             f"The origin of {names.random[at]!r} lies {far[at]:.2g} standard deviations from the data, where the "
             "correlations of the random effects are one to all digits: the reported parameters have lost the fit "
-            f"(log-likelihood {lost:.3g} lower), and standard errors would be wrong. Subtract a constant from "
-            f"{names.random[at]!r}, such as its mean.",
+            f"(log-likelihood {lost:.3g} lower), and standard errors would be wrong.",
+            f"Subtract a constant from {names.random[at]!r}, such as its mean.",
         ),
     )
 
@@ -128,13 +128,15 @@ def _convergence(found: Search, problem: Problem) -> Flag | None:
         return Flag(
             "interrupted",
             f"The fit was interrupted (largest score {largest:.2g} per subject): these are the best values so far, not "
-            "the maximum; pass the results as start= to go on.",
+            "the maximum",
+            "pass the results as start= to go on.",
         )
     if not found.converged:
         return Flag(
             "not_converged",
             f"The optimiser stopped before it converged (largest score {largest:.2g} per subject after {found.n_iter} "
-            "iterations); raise max_iter, or simplify the model.",
+            "iterations)",
+            "raise max_iter, or simplify the model.",
         )
     return None
 
@@ -152,13 +154,15 @@ def _replication(found: Search) -> Flag | None:
         return Flag(
             "not_replicated",
             f"Only one of {len(found.summits)} independent searches ({found.n_starts} starts in all) reached the best "
-            f"log-likelihood; the others ended {below} below it: there may be a higher one; {more}",
+            f"log-likelihood; the others ended {below} below it: there may be a higher one",
+            more,
         )
     if found.n_replicated > 1:
         return None
     return Flag(
         "not_replicated",
-        f"Only one of {found.n_starts} starts reached the best log-likelihood: there may be a higher one; {more}",
+        f"Only one of {found.n_starts} starts reached the best log-likelihood: there may be a higher one",
+        more,
     )
 
 
@@ -171,7 +175,8 @@ def _boundary(boundary: Boundary) -> list[Flag]:
                 "boundary",
                 "The random-effects covariance is singular (a variance of zero or a correlation of +-1): these "
                 "parameters have no Wald standard errors; the others are estimated as if the direction were known to "
-                "be zero. Consider fewer or uncorrelated random effects.",
+                "be zero.",
+                "Consider fewer or uncorrelated random effects.",
             )
         )
     if boundary.meanings:
@@ -179,7 +184,7 @@ def _boundary(boundary: Boundary) -> list[Flag]:
             Flag(
                 "edge",
                 f"A parameter of the errors has run into the end of its space ({'; '.join(boundary.meanings)}): it has "
-                "no standard error, and the others are estimated as if it were known. "
+                "no standard error, and the others are estimated as if it were known.",
                 "Consider the simpler model that it leads to.",
             )
         )
@@ -188,8 +193,8 @@ def _boundary(boundary: Boundary) -> list[Flag]:
             Flag(
                 "empty_category",
                 f"An expert has no responses in an ordered category ({'; '.join(boundary.empty)}): thresholds beside "
-                "it are infinite, or two of them meet, and those at infinity have no standard errors. Merge levels, "
-                "share the steps between thresholds with residual='common', or use fewer experts.",
+                "it are infinite, or two of them meet, and those at infinity have no standard errors.",
+                "Merge levels, share the steps between thresholds with residual='common', or use fewer experts.",
             )
         )
     return flags
@@ -205,7 +210,8 @@ def _degenerate(found: Search, problem: Problem, theta: Array, responsibilities:
         "degenerate",
         f"The residual variance (or dispersion) of expert {k + 1} has collapsed on the {size:.1f} subjects "
         f"({size / N:.1%}) that it carries: it fits them all but exactly, where the likelihood is unbounded, so that "
-        "likelihood and standard errors mean nothing. If these responses have no noise, leave these subjects out or "
+        "likelihood and standard errors mean nothing.",
+        "If these responses have no noise, leave these subjects out or "
         "model them apart; if they are few, use residual='common', fewer experts or more starts.",
     )
 
@@ -222,7 +228,8 @@ def _small(responsibilities: Array, problem: Problem) -> Flag | None:
     return Flag(
         "small_expert",
         f"Expert {k + 1} is carried by {size[k]:.1f} subjects for {own[k]:.3g} coefficients of its own: "
-        "it may describe outliers, not a group. Use fewer experts, or share coefficients with common(...).",
+        "it may describe outliers, not a group.",
+        "Use fewer experts, or share coefficients with common(...).",
     )
 
 
@@ -285,7 +292,8 @@ def gate_separation(
             "separated_gate",
             f"{cause} leave{'' if len(columns) > 1 else 's'} no subjects to {'; to '.join(places)}: the probability "
             f"there is zero, and {infinite_words(names)}; the printed values only say so "
-            f"and have no standard errors. {_what_stands(prior, none)} {_remedy(design, columns)}",
+            f"and have no standard errors. {_what_stands(prior, none)}",
+            _remedy(design, columns),
         ),
     )
 
@@ -355,7 +363,8 @@ def expert_separation(design: Design, problem: Problem, coordinates: Coordinates
             "separated_expert",
             f"Fitted responses of {'; of '.join(places)} have no variance left (all are of one kind, or all zero, or "
             f"their covariates tell the kinds apart without error): {infinite_words(list(names))}; the printed values "
-            f"only say so and have no standard errors. Finite are all other coefficients. Ways out: {', '.join(ways)}.",
+            f"only say so and have no standard errors. Finite are all other coefficients.",
+            f"Ways out: {', '.join(ways)}.",
         ),
     )
 

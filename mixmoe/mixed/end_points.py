@@ -7,13 +7,12 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import delta_se
-from mixmoe.mixed.boundary import find_boundary, informative_basis
-from mixmoe.mixed.information import invert_information
+from mixmoe.mixed.boundary import find_boundary, informative_basis, invert_information
 from mixmoe.mixed.likelihood.observed import (
     Problem,
     block_scores,
     evaluate,
-    evaluate_block,
+    likelihood_blocks,
     observed_information,
     subject_logliks,
 )
@@ -161,12 +160,10 @@ class _Scored:
 
 
 def _scored(problem: Problem, theta: Array) -> _Scored:
-    params = free_to_working(problem.structure, theta[None])
     loglik, scores = 0.0, np.empty((problem.n_subjects, theta.size))
-    for where, experts in problem.experts.blocks(problem.structure.n_experts):
-        block = evaluate_block(problem, params, where, experts)
+    for block in likelihood_blocks(problem, theta[None]):
         loglik += float(block.loglik.sum())
-        scores[where] = block_scores(problem, theta[None], block)[0].T
+        scores[block.where] = block_scores(problem, theta[None], block)[0].T
     return _Scored(loglik, scores)
 
 
@@ -205,7 +202,8 @@ def with_integral_flag(
         "laplace_bias" if shift.from_laplace else "quadrature_bias",
         f"{'The Laplace approximation' if shift.from_laplace else 'The quadrature'} is too coarse for these data: with "
         f"{shift.n_quad} points per random effect the log-likelihood at these estimates is "
-        f"{', and '.join(found)}. Fit with n_quad={shift.n_quad}.",
+        f"{', and '.join(found)}.",
+        f"Fit with n_quad={shift.n_quad}.",
     )
     return replace(fit, flags=(*fit.flags, flag))
 

@@ -28,12 +28,12 @@ from mixmoe.mixed.boundary import Boundary, find_boundary
 from mixmoe.mixed.curvature import first_inverse_of_functions
 from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags, separation_flags
 from mixmoe.mixed.error_structure import ErrorSetup
-from mixmoe.mixed.information import covariance, few_units, identified, inverse_at, resampled_covariance
+from mixmoe.mixed.information import Solution, Units, covariance, few_units, resampled_covariance
 from mixmoe.mixed.likelihood.observed import (
     Problem,
     block_scores,
     evaluate,
-    evaluate_block,
+    likelihood_blocks,
     observed_information,
     penalty_at,
     subject_logliks,
@@ -47,7 +47,6 @@ from mixmoe.mixed.parameters import (
     checked_reported,
     free_to_reported,
     free_to_reported_jacobian,
-    free_to_working,
     permute_reported,
     reported_to_free,
     reported_to_user,
@@ -64,25 +63,12 @@ from mixmoe.mixture.resampling import replicate
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 
 
-def first_order(problem: Problem, coordinates: Coordinates, theta: Array) -> FirstOrder:
-    """Scores, inverse information and derivatives of the responsibilities at a solution.
-
-    Parameters
-    ----------
-    problem : Problem
-    coordinates : Coordinates
-    theta : ndarray, shape (P,)
-
-    Returns
-    -------
-    FirstOrder
-    """
-    at, inverse = inverse_at(problem, coordinates, theta)
-    jacobian = free_to_reported_jacobian(problem.structure, coordinates, at.theta)
-    jacobian[list(at.blank)] = np.nan
-    scores = expert_subject_scores(problem, at.theta)
-    observed = subject_scores(problem, at.theta) if problem.restricted else scores.observed
-    return FirstOrder(observed, inverse.matrix, jacobian, scores.slopes)
+def first_order(at: Solution) -> FirstOrder:
+    """Scores, inverse information and derivatives of the responsibilities at a solution."""
+    jacobian = at.jacobian.copy()
+    jacobian[list(at.boundary.blank)] = np.nan
+    scores = expert_subject_scores(at.problem, at.boundary.theta)
+    return FirstOrder(at.scores, at.known[0].inverse.matrix, jacobian, scores.slopes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +92,9 @@ def expert_subject_scores(problem: Problem, theta: Array) -> SubjectScores:
     s_ik is the score of subject i were she known to belong to expert k, and s_i their responsibility-weighted mean.
     """
     K = problem.structure.n_experts
-    params = free_to_working(problem.structure, theta[None])
     out = SubjectScores(np.empty((problem.n_subjects, theta.size)), np.empty((problem.n_subjects, K, theta.size)))
-    for where, experts in problem.experts.blocks(K):
-        block = evaluate_block(problem, params, where, experts)
-        tau = block.responsibilities
+    for block in likelihood_blocks(problem, theta[None]):
+        where, tau = block.where, block.responsibilities
         out.observed[where] = block_scores(problem, theta[None], block)[0].T
         for k in range(K):
             known = np.zeros_like(tau)
@@ -120,14 +104,12 @@ def expert_subject_scores(problem: Problem, theta: Array) -> SubjectScores:
     return out
 
 
-def likelihood_at(problem: Problem, coordinates: Coordinates, theta: Array, loglik: float) -> Likelihood:
+def likelihood_at(at: Solution, loglik: float) -> Likelihood:
     """The log-likelihood around a solution, in units of the response.
 
     Parameters
     ----------
-    problem : Problem
-    coordinates : Coordinates
-    theta : ndarray, shape (P,)
+    at : Solution
     loglik : float
         At the solution, in units of the response.
 
@@ -135,8 +117,8 @@ def likelihood_at(problem: Problem, coordinates: Coordinates, theta: Array, logl
     -------
     Likelihood
     """
-    at, inverse = inverse_at(problem, coordinates, theta)
-    shift = loglik - float(evaluate(problem, at.theta[None]).loglik[0])
+    problem, coordinates, theta = at.problem, at.coordinates, at.boundary.theta
+    shift = loglik - float(evaluate(problem, theta[None]).loglik[0])
 
     def shifted(points: Array) -> Evaluation:
         e = evaluate(problem, points)
@@ -148,7 +130,7 @@ def likelihood_at(problem: Problem, coordinates: Coordinates, theta: Array, logl
     def jacobian(point: Array) -> Array:
         return np.nan_to_num(free_to_reported_jacobian(problem.structure, coordinates, point))
 
-    return Likelihood(at.theta, inverse.matrix, shifted, reported, jacobian)
+    return Likelihood(theta, at.known[0].inverse.matrix, shifted, reported, jacobian)
 
 
 Clusters = NDArray[np.int64] | None
@@ -157,10 +139,7 @@ _SIGMA_FLOOR = 1e-4
 
 
 def bootstrap_covariance(
-    problem: Problem,
-    coordinates: Coordinates,
-    theta: Array,
-    layout: ParamLayout,
+    at: Solution,
     n_boot: int = 200,
     n_jobs: int = 1,
     rng: Any = None,
@@ -171,11 +150,8 @@ def bootstrap_covariance(
 
     Parameters
     ----------
-    problem : Problem
-    coordinates : Coordinates
-    theta : ndarray, shape (P,)
-        Estimate from which each resample is refitted.
-    layout : ParamLayout
+    at : Solution
+        From which each resample is refitted.
     n_boot : int
         Resamples.
     n_jobs : int
@@ -200,7 +176,7 @@ def bootstrap_covariance(
     n_boot = checked_count(n_boot, "n_boot", least=2)
     if n_jobs != -1:
         checked_count(n_jobs, "n_jobs")
-    task = Resample(problem, coordinates, theta, clusters)
+    task = Resample(at.problem, at.coordinates, at.theta, clusters)
     draws = replicate(task, n_boot, checked_rng(rng), n_jobs, "bootstrap", progress)
     kept = np.array([draw for draw in draws.values if np.isfinite(draw).all()])
     if len(kept) < 2 and draws.interrupted:
@@ -212,25 +188,22 @@ def bootstrap_covariance(
         note += f", interrupted before {n_boot} were done"
     if len(kept) < len(draws.values):
         note += f", {len(draws.values) - len(kept)} more did not converge"
-    at, inverse = inverse_at(problem, coordinates, theta)
-    known = identified(problem, coordinates, at, inverse, layout)
-    flags = (*known.flags, *few_units(problem, at))
-    replicates = Draws(kept, _acceleration(problem, coordinates, theta, clusters))
-    found = resampled_covariance(problem, coordinates, theta, kept)
+    known = at.known[0]
+    flags = (*known.flags, *few_units(at.problem, at.boundary, Units(None, at.problem.n_subjects)))
+    replicates = Draws(kept, _acceleration(at, clusters))
+    found = resampled_covariance(at, kept)
     matrix = without_parameters(found.matrix, known.blank)
     return replace(found, matrix=matrix, note=note, flags=flags, draws=replicates)
 
 
-def relabelled(
-    draws: Draws, problem: Problem, coordinates: Coordinates, theta: Array, order: list[int], clusters: Clusters
-) -> Draws:
-    """Replicates with the old expert ``order[k]`` as the new expert k, where `theta` is the relabelled solution."""
-    values = np.array([permute_reported(problem.structure, row, order) for row in draws.values])
-    return Draws(values, _acceleration(problem, coordinates, theta, clusters))
+def relabelled(draws: Draws, at: Solution, order: list[int], clusters: Clusters) -> Draws:
+    """Replicates with the old expert ``order[k]`` as the new expert k, where `at` is the relabelled solution."""
+    values = np.array([permute_reported(at.problem.structure, row, order) for row in draws.values])
+    return Draws(values, _acceleration(at, clusters))
 
 
-def _acceleration(problem: Problem, coordinates: Coordinates, theta: Array, clusters: Clusters) -> Array:
-    first = first_order(problem, coordinates, theta)
+def _acceleration(at: Solution, clusters: Clusters) -> Array:
+    first = first_order(at)
     return acceleration(within_clusters(first.scores, clusters) @ first.inverse @ first.jacobian.T)
 
 
@@ -311,6 +284,7 @@ class Estimation:
     smoothing: Smoothing | None
     functions: tuple[Function, ...]
     given_smoothing: Array
+    kept: Solution | None
     log_scale: float
 
     def maximum(
@@ -394,14 +368,14 @@ class Estimation:
         -------
         ParamCov
         """
-        theta = self.working(fit.params)
         allowed = {
             "nonrobust": ("unconditional",),
             "robust": ("correction", "unconditional"),
             "cluster": ("cluster", "correction", "unconditional"),
             "bootstrap": ("n_boot", "n_jobs", "rng", "progress"),
         }
-        names = allowed[checked_cov_type(kind)]
+        known = checked_cov_type(kind)
+        names = allowed[known]
         for name in options:
             if name not in names:
                 raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has {names}")
@@ -410,19 +384,35 @@ class Estimation:
         for name in ("correction", "unconditional"):
             if not isinstance(options.get(name, True), bool | np.bool_):
                 raise ArgumentError(f"{name}= must be True or False, got {options[name]!r}")
-        if kind == "bootstrap":
-            cov = bootstrap_covariance(
-                self.problem, self.coordinates, theta, self.layout, **options, clusters=self.clusters
-            )
+        at = self.solution(fit)
+        if known == "bootstrap":
+            cov = bootstrap_covariance(at, **options, clusters=self.clusters)
         else:
-            clusters = self.clusters_of(options.get("cluster")) if kind == "cluster" else None
-            known = checked_cov_type(kind)
+            clusters = self.clusters_of(options.get("cluster")) if known == "cluster" else None
             how = (bool(options.get(name, True)) for name in ("correction", "unconditional"))
-            cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, *how)
+            cov = covariance(at, known, clusters, *how)
         if any(flag.code == "degenerate" for flag in fit.flags):
             cov = replace(cov, flags=())  # that its standard errors mean nothing has been said: no reasons besides
         warn_flags(cov.flags, CATEGORIES)
         return cov
+
+    def loglike(self, params: Any) -> float:
+        """Log-likelihood at reported parameters, by name or in the order of the layout; the restricted one of REML."""
+        without_priors = replace(self.problem, penalty=None, ridge=None)
+        return float(evaluate(without_priors, self._free(params)[None]).loglik[0] - self.log_scale)
+
+    def score(self, params: Any) -> Array:
+        """Derivative of the log-likelihood in the reported parameters, shape (P,); NaN where it does not exist."""
+        theta = self._free(params)
+        jacobian = free_to_reported_jacobian(self.problem.structure, self.coordinates, theta)
+        if not np.isfinite(jacobian).all():
+            return np.full(theta.size, np.nan)
+        return np.linalg.lstsq(jacobian.T, evaluate(self.problem, theta[None]).score[0], rcond=None)[0]
+
+    def largest_score(self, params: Any) -> float:
+        """Largest entry of the score per subject, in working coordinates, where it is comparable across data."""
+        score = evaluate(self.problem, self._free(params)[None]).score
+        return float(np.abs(score).max()) / self.problem.n_subjects
 
     def vector(self, params: Any) -> Array:
         """Reported parameters as an array, shape (P,), from an array, a mapping by name, or results of another fit."""
@@ -522,19 +512,32 @@ class Estimation:
         """The model with a few columns for each of its functions, without penalties; see `coarse_columns`."""
         other = copy(self)
         other.design, other.settings = coarse_design(self.design, penalised), {**self.settings, "smoothing": None}
+        other.kept = None
         other._arrange(build_structure(other.design, self.n_experts, self.structure.cov_re, self.response))
         other.layout = layout_of(other.design, other.structure)
         return other
 
-    def penalised(self, fit: EMFit) -> Self:
-        """The model with the penalties of a fit."""
-        if self.smoothing is not None or not fit.smoothing.size:
-            return self
-        return self.at(fit.smoothing, self.working(fit.params))
+    def solution(self, fit: EMFit) -> Solution:
+        """What is known at a fit: what the model keeps, if it is `bound` to that fit."""
+        if self.kept is not None and self.kept.params is fit.params:
+            return self.kept
+        return Solution(self.problem, self.coordinates, self.layout, fit.params, self.working(fit.params))
+
+    def bound(self, fit: EMFit) -> Self:
+        """The model with the penalties of a fit, that keeps what is known at it for all that is asked of the fit."""
+        model = self
+        if fit.smoothing.size and self.smoothing is None:
+            model = self.at(fit.smoothing, self.working(fit.params))
+        if model.kept is not None and model.kept.params is fit.params:
+            return model
+        other = copy(model)
+        other.kept = model.solution(fit)
+        return other
 
     def at(self, lambdas: Array, theta: Array) -> Self:
         """The model with its functions penalised by smoothing parameters, at an estimate of the free vector."""
         other = copy(self)
+        other.kept = None
         geometry = geometry_of(self.functions, self.problem.free, self.structure, self.coordinates)
         other.smoothing = effective(self, geometry, lambdas, theta)
         estimated, of_limits = np.isnan(self.given_smoothing).any(), other.smoothing.of_limits
@@ -553,7 +556,7 @@ class Estimation:
         other = copy(self)
         other.n_experts, other.settings = experts, {**self.settings, "experts": experts}
         other.structure = replace(self.structure, n_experts=experts)
-        other.layout, other.smoothing = layout_of(self.design, other.structure), None
+        other.layout, other.smoothing, other.kept = layout_of(self.design, other.structure), None, None
         other.functions = functions_of(self.design, other.structure)
         other.given_smoothing = checked_smoothing(self.settings["smoothing"], other.functions)
         p = self.problem
@@ -563,7 +566,7 @@ class Estimation:
     def with_response(self, response: Array) -> Self:
         """The model with another response, shape (n,) in the order of the design."""
         other = copy(self)
-        other.design, other.smoothing = replace(self.design, response=response), None
+        other.design, other.smoothing, other.kept = replace(self.design, response=response), None, None
         other._arrange(other.structure)
         return other
 

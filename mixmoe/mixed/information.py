@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,22 @@ from mixmoe.inference.small_samples import (
     HEAVY,
     MANY_UNITS,
     Leverage,
+    Moments,
     corrected_by_factors,
     corrected_scores,
     leverage,
     sandwich_moments,
 )
 from mixmoe.inference.uncertainty import CovType, ParamCov, delta_cov, within_clusters, without_parameters
-from mixmoe.mixed.boundary import Basis, Boundary, find_boundary, gate_directions, informative_basis
+from mixmoe.mixed.boundary import (
+    Basis,
+    Boundary,
+    InverseInformation,
+    find_boundary,
+    gate_directions,
+    informative_basis,
+    invert_information,
+)
 from mixmoe.mixed.curvature import information
 from mixmoe.mixed.likelihood.observed import (
     PredictorInformation,
@@ -34,8 +44,6 @@ from mixmoe.mixed.parameters import Coordinates, free_to_reported_jacobian, free
 from mixmoe.mixture.estimate import Flag, ParamLayout
 from mixmoe.mixture.gate import penalty_meat
 
-_SINGULAR = 1e-9  # smallest eigenvalue of the scaled information that counts as information
-_FLAT = 1e-4  # information of all subjects about a parameter in working coordinates: a standard error of 100 units
 _NO_SCORES = 1e-8  # of the largest eigenvalue of the middle of a sandwich
 _MOVED = 1e-6  # share of a direction in a parameter that counts
 _UNITS_AT_ONCE = 100  # whose directions are held in memory
@@ -47,12 +55,99 @@ _COMPARE = "Compare with_cov('bootstrap') and 'nonrobust', or use fewer experts 
 _PER_COEFFICIENT = 5  # subjects per coefficient of an expert below which standard errors are rough
 
 
+@dataclass(frozen=True)
+class Solution:
+    """A maximum of a MEMoE and what is known there. Not slotted: each part is worked out once, when it is asked for.
+
+    Attributes
+    ----------
+    problem : Problem
+    coordinates : Coordinates
+    layout : ParamLayout
+    params : ndarray, shape (P,)
+        Reported parameters.
+    theta : ndarray, shape (P,)
+        The same in working coordinates.
+    """
+
+    problem: Problem
+    coordinates: Coordinates
+    layout: ParamLayout
+    params: Array
+    theta: Array
+
+    @cached_property
+    def boundary(self) -> Boundary:
+        """Where the solution lies on the boundary of the space; its free vector is the one that all below is at."""
+        return find_boundary(self.problem, self.coordinates, self.theta)
+
+    @cached_property
+    def basis(self) -> Basis:
+        """Directions in which data say something, and those to infinity."""
+        return informative_basis(self.problem, self.boundary)
+
+    @cached_property
+    def jacobian(self) -> Array:
+        """Derivatives of the reported parameters in the free ones, shape (P, P); zero where they do not exist."""
+        return np.nan_to_num(free_to_reported_jacobian(self.problem.structure, self.coordinates, self.boundary.theta))
+
+    @cached_property
+    def scores(self) -> Array:
+        """Scores of the subjects, shape (N, P)."""
+        return subject_scores(self.problem, self.boundary.theta)
+
+    @cached_property
+    def score_rows(self) -> Array:
+        """Rows with the sum of outer products of the subjects' scores: these themselves, or of many subjects a root.
+
+        P rows come from workers at once where the scores of all subjects would be the largest array of a fit.
+        """
+        if self.problem.n_subjects < MANY_UNITS or self.problem.restricted:
+            return self.scores
+        values, vectors = np.linalg.eigh(summed_products(self.problem, self.boundary.theta[None])[0])
+        return np.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T)
+
+    @property
+    def penalties(self) -> "tuple[Penalties, ...]":
+        """Those of functions: of the fit, and of the fit around which limits lie, where lambdas are estimated."""
+        problem, of_limits = self.problem, self.problem.ridge_of_limits
+        given = Penalties(problem.ridge, problem.ridge)
+        return (given,) if of_limits is None else (given, Penalties(of_limits, problem.priors_of_limits))
+
+    @cached_property
+    def known(self) -> "tuple[Identified, ...]":
+        """What the observed information says under each set of penalties."""
+        problem, theta = self.problem, self.boundary.theta
+        if problem.ridge is None:
+            return (identified(self, observed_information(problem, theta)),)
+        whole = information(replace(problem, ridge=None), theta)
+        return tuple(identified(self, whole, penalties.ridge) for penalties in self.penalties)
+
+    @cached_property
+    def corrected(self) -> "tuple[Sides, ...]":
+        """The sides of a sandwich over subjects, corrected for their leverage, under each set of penalties."""
+        return corrected_sides(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Penalties ``1/2 |R theta|^2`` of functions, and scores of the priors that they stand for.
+
+    Attributes
+    ----------
+    ridge : ndarray, shape (M, P), or None
+        R.
+    priors : ndarray, shape (M, P), or None
+        In the middle of a covariance; if they are `ridge` that covariance is the one a posteriori.
+    """
+
+    ridge: Array | None
+    priors: Array | None
+
+
 def covariance(
-    problem: Problem,
-    coordinates: Coordinates,
-    theta: Array,
+    at: Solution,
     kind: CovType,
-    layout: ParamLayout,
     clusters: NDArray[np.int64] | None = None,
     correction: bool = True,
     unconditional: bool = True,
@@ -61,12 +156,8 @@ def covariance(
 
     Parameters
     ----------
-    problem : Problem
-    coordinates : Coordinates
-    theta : ndarray, shape (P,)
-        Maximiser in working coordinates.
+    at : Solution
     kind : {"nonrobust", "robust", "cluster"}
-    layout : ParamLayout
     clusters : ndarray of int, shape (N,), optional
         Cluster of each subject, for ``"cluster"``.
     correction : bool
@@ -80,183 +171,134 @@ def covariance(
     ParamCov
         With one expert and the correction it has moments, for t and F statistics.
     """
-    # 1. Where the solution lies on the boundary of the space, and the directions in which data say something.
-    at = find_boundary(problem, coordinates, theta)
-    basis = informative_basis(problem, at)
-    n_units = problem.n_subjects if clusters is None else int(clusters.max()) + 1
-    # 2. The information. That of single units costs P scores of all units: only where a correction needs it.
-    by_unit: _Matrices | _Predictors | None = None
-    if kind != "nonrobust" and correction and n_units < MANY_UNITS:
-        if problem.has_many_columns:
-            by_unit = _Predictors(problem, list(predictor_information(problem, at.theta)), clusters)
-        else:
-            by_unit = _Matrices(problem, unit_information(problem, at.theta, clusters))
-    # The sum over units is the whole information, but for a penalty, which belongs to no unit.
-    if problem.ridge is not None:
-        whole = information(replace(problem, ridge=None), at.theta)
-    elif by_unit is None or problem.penalty is not None:
-        whole = observed_information(problem, at.theta)
+    units = Units(clusters, at.problem.n_subjects if clusters is None else int(clusters.max()) + 1)
+    # 1. The inverse information, and of a sandwich the middle. Informations of single units cost P scores of all
+    # units: only where a correction needs them.
+    if kind != "nonrobust" and correction and units.n < MANY_UNITS:
+        sides = at.corrected if clusters is None else corrected_sides(at, clusters)
     else:
-        whole = by_unit.whole()
-    if kind == "nonrobust":
-        scores = None
-    elif by_unit is None and clusters is None and not problem.restricted:
-        # Nothing is asked of single units but the sum of their products: any rows that have it will do, and P of them
-        # come from workers at once where those of all subjects would be the largest array of a fit.
-        scores = _root(summed_products(problem, at.theta[None])[0])
-    else:
-        scores = within_clusters(subject_scores(problem, at.theta), clusters)
-    seen = _Seen(coordinates, layout, kind, clusters, n_units, correction, at, basis, whole, by_unit, scores)
-    # 3. Tests of functions are given the smoothing parameters, limits are not.
-    given = _with_penalties(problem, seen, problem.ridge, problem.ridge)
-    if problem.ridge_of_limits is None or not unconditional:
-        return given
-    of_limits = _with_penalties(problem, seen, problem.ridge_of_limits, problem.priors_of_limits)
-    return replace(of_limits, given=given.of_bounded)
+        sides = tuple(Sides(known) for known in at.known)
+        if kind != "nonrobust":
+            scores = at.score_rows if clusters is None else within_clusters(at.scores, clusters)
+            sides = tuple(Sides(s.known, Middle(scores @ s.known.inverse.half, s.known.inverse.half)) for s in sides)
+    # 2. Tests of functions are given the smoothing parameters, limits are not.
+    wanted = zip(sides, at.penalties[: 1 + unconditional], strict=False)
+    found = [_covariance(at, side, penalties, kind, units, correction) for side, penalties in wanted]
+    return found[0] if len(found) == 1 else replace(found[1], given=found[0].of_bounded)
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What the data say at a solution, whatever the penalties of functions, and of what a covariance is wanted.
-
-    Attributes
-    ----------
-    coordinates, layout, kind, clusters, n_units, correction
-        See `covariance`; n_units is the number of subjects or clusters.
-    at : Boundary
-    basis : Basis
-    information : ndarray, shape (P, P)
-        Without penalties of functions.
-    by_unit : _Matrices, _Predictors or None
-    scores : ndarray, shape (G, P), or None
-        Of the units, where a sandwich is wanted; where nothing else is asked of them, as many rows as there are
-        parameters, with the same products.
-    """
-
-    coordinates: Coordinates
-    layout: ParamLayout
-    kind: CovType
-    clusters: NDArray[np.int64] | None
-    n_units: int
-    correction: bool
-    at: Boundary
-    basis: Basis
-    information: Array
-    by_unit: "_Matrices | _Predictors | None"
-    scores: Array | None
-
-
-def _root(products: Array) -> Array:
-    """Rows, shape (P, P), whose outer products sum to a positive semidefinite matrix."""
-    values, vectors = np.linalg.eigh(products)
-    return np.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T)
-
-
-def _with_penalties(problem: Problem, seen: _Seen, ridge: Array | None, priors: Array | None) -> ParamCov:
-    """Covariance of a fit with the penalties `ridge` of functions, and how far it lies from that of the problem.
-
-    The scores of the priors of functions are `priors`; if they are `ridge`, the covariance is that a posteriori.
-    """
-    at, basis, layout, theta = seen.at, seen.basis, seen.layout, seen.at.theta
-    # 1. The inverse information, and what it says about the reported parameters.
-    whole = seen.information if ridge is None else seen.information + ridge.T @ ridge
-    known = identified(problem, seen.coordinates, at, invert_information(whole, basis), layout)
-    flags = (*known.flags, *few_units(problem, at, None if seen.clusters is None else seen.n_units))
-    shift = None
-    if ridge is not None and problem.ridge is not None and ridge is not problem.ridge:
+def _covariance(
+    at: Solution, sides: "Sides", penalties: Penalties, kind: CovType, units: "Units", correction: bool
+) -> ParamCov:
+    """Covariance of a fit with some penalties of functions, and how far it lies from that of the problem."""
+    problem, theta, known, layout = at.problem, at.boundary.theta, sides.known, at.layout
+    flags, shift = (*known.flags, *few_units(problem, at.boundary, units)), None
+    if penalties.ridge is not None and problem.ridge is not None and penalties.ridge is not problem.ridge:
         # One step of Newton's method from where the penalties of the problem hold the score.
-        score = (problem.ridge @ theta) @ problem.ridge - (ridge @ theta) @ ridge
-        shift = known.jacobian @ known.inverse.matrix @ score
-    if seen.scores is None:
-        matrix = delta_cov(known.jacobian, known.inverse.matrix)
-        if ridge is not None and priors is not None and priors is not ridge:
+        score = (problem.ridge @ theta) @ problem.ridge - (penalties.ridge @ theta) @ penalties.ridge
+        shift = at.jacobian @ known.inverse.matrix @ score
+    if sides.middle is None:
+        matrix = delta_cov(at.jacobian, known.inverse.matrix)
+        if penalties.priors is not None and penalties.priors is not penalties.ridge:
             half = known.inverse.half
-            matrix = delta_cov(known.jacobian @ half, half.T @ (seen.information + priors.T @ priors) @ half)
-        found = ParamCov(without_parameters(matrix, known.blank), seen.kind, flags=flags, shift=shift)
-        return _with_limits(found, matrix, problem, basis, at, known)
-    # 2. The middle of the sandwich: scores of the units, corrected for their leverage, and those of penalties.
-    if seen.by_unit is None:
-        middle = Middle(seen.scores @ known.inverse.half, known.inverse.half)
-    else:
-        middle = _corrected(problem, seen.scores, seen.by_unit, known, basis)
-    further = _scores_of_penalty(problem, priors, theta)
-    middle = replace(middle, scores=np.vstack([middle.scores, further @ middle.back]))
-    # 3. What no unit has a score for has no standard error; what rests on units of heavy leverage a rough one.
+            between = known.information + penalties.priors.T @ penalties.priors
+            matrix = delta_cov(at.jacobian @ half, half.T @ between @ half)
+        found = ParamCov(without_parameters(matrix, known.blank), kind, flags=flags, shift=shift)
+        return _with_limits(found, matrix, at, known)
+    # 1. The middle of the sandwich: scores of the units, after them those of penalties.
+    further = _scores_of_penalty(problem, penalties.priors, theta)
+    middle = replace(sides.middle, scores=np.vstack([sides.middle.scores, further @ sides.middle.back]))
+    # 2. What no unit has a score for has no standard error; what rests on units of heavy leverage a rough one.
     # Fewer units than parameters leave directions without any score: a variance of zero there would be a claim.
     values, vectors = np.linalg.eigh(middle.scores.T @ middle.scores)
     null = middle.back @ vectors[:, values <= _NO_SCORES * values.max(initial=0.0)]
-    weights = known.jacobian @ middle.back
-    lost = _touched(known.jacobian, null)
-    blank = sorted({*known.blank, *lost})
-    word = "subjects" if seen.clusters is None else "clusters"
+    weights = at.jacobian @ middle.back
+    blank = known.blank
     if null.shape[1]:
-        flags = (
-            *known.flags,
-            _about_rank(middle, seen.n_units, len(further), null, [layout.names[i] for i in lost], word),
-        )
+        lost = _touched(at.jacobian, null)
+        blank = sorted({*blank, *lost})
+        flags = (*known.flags, _about_rank(middle, len(further), null, [layout.names[i] for i in lost], units))
     if problem.structure.n_experts > 1:
         reasons = (
-            _about_heavy(middle, weights, layout, blank, word),
-            _about_shape(replace(problem, ridge=ridge), theta, seen.scores, known, layout),
+            _about_heavy(middle, weights, layout, blank, units.word),
+            _about_shape(at, penalties.ridge, units, known),
         )
         flags = (*flags, *(flag for flag in reasons if flag is not None))
-    # 4. The sandwich in the reported parameters. The moments of CR2 assume known memberships: with several experts no t
+    # 3. The sandwich in the reported parameters. The moments of CR2 assume known memberships: with several experts no t
     # distribution is claimed.
-    moments, about = None, [] if seen.clusters is None else [f"{seen.n_units} clusters"]
+    about = [] if units.clusters is None else [f"{units.n} clusters"]
     if middle.corrected:
         about.append("scores corrected for leverage")
-    if middle.units is not None and problem.structure.n_experts == 1 and ridge is None:
-        moments = sandwich_moments(weights, middle.units)
+    if sides.moments is not None:
         about[-1] += " (CR2), t and F statistics with Satterthwaite's degrees of freedom"
     matrix = delta_cov(weights, middle.scores.T @ middle.scores)
     found = ParamCov(
         matrix=without_parameters(matrix, blank),
-        kind=seen.kind,
+        kind=kind,
         note="; ".join(about),
-        corrected=seen.correction,
+        corrected=correction,
         flags=flags,
-        moments=moments,
+        moments=sides.moments,
         shift=shift,
     )
-    return _with_limits(found, matrix, problem, basis, at, known)
+    return _with_limits(found, matrix, at, known)
 
 
-def _with_limits(
-    found: ParamCov, whole: Array, problem: Problem, basis: Basis, at: Boundary, known: "Identified"
-) -> ParamCov:
+@dataclass(frozen=True, slots=True)
+class Units:
+    """The independent units of a covariance.
+
+    Attributes
+    ----------
+    clusters : ndarray of int, shape (N,), or None
+        Of each subject; None where subjects are the units.
+    n : int
+        Their number.
+    """
+
+    clusters: NDArray[np.int64] | None
+    n: int
+
+    @property
+    def word(self) -> str:
+        """What they are called."""
+        return "subjects" if self.clusters is None else "clusters"
+
+
+def _with_limits(found: ParamCov, whole: Array, at: Solution, known: "Identified") -> ParamCov:
     """The covariance with what probabilities have their standard errors from where gate coefficients are infinite."""
-    of_gate = basis.infinite[problem.free.gate].any(axis=0)
+    infinite = at.basis.infinite
+    of_gate = infinite[at.problem.free.gate].any(axis=0)
     if not of_gate.any():
         return found
-    other = np.hstack([known.inverse.flat, basis.infinite[:, ~of_gate]])
-    finite = without_parameters(whole, sorted({*at.blank, *_touched(known.jacobian, other)}))
-    return replace(found, bounded=finite, infinite=known.jacobian @ basis.infinite[:, of_gate])
+    other = np.hstack([known.inverse.flat, infinite[:, ~of_gate]])
+    finite = without_parameters(whole, sorted({*at.boundary.blank, *_touched(at.jacobian, other)}))
+    return replace(found, bounded=finite, infinite=at.jacobian @ infinite[:, of_gate])
 
 
-def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Array, draws: Array) -> ParamCov:
+def resampled_covariance(at: Solution, draws: Array) -> ParamCov:
     """Covariance of reported parameters, shape (R, P), of R resamples around a solution.
 
     Where gate coefficients are infinite, how far an ascent went says nothing: what resamples move along the directions
     to infinity is left out of what functions of the probabilities have their standard errors from.
     """
-    at = find_boundary(problem, coordinates, theta)
-    gate, whole = gate_directions(problem, at.theta), np.atleast_2d(np.cov(draws, rowvar=False))
-    where = problem.structure.reported.gate.ravel()
-    unit = np.linalg.inv(coordinates.gate)  # a change of basis is wanted, not a solution
-    J = problem.structure.n_experts - 1
-    # Gate coefficients of every expert change basis alike: a Kronecker product with the identity.
-    to_user, to_working = np.kron(np.eye(J), unit), np.kron(np.eye(J), coordinates.gate)
-    infinite = to_user @ gate.vectors[:, gate.infinite]
+    s, blank, to_working = at.problem.structure, at.boundary.blank, at.coordinates.gate
+    gate, whole = gate_directions(at.problem, at.boundary.theta), np.atleast_2d(np.cov(draws, rowvar=False))
     if not gate.infinite.any():
-        return ParamCov(without_parameters(whole, list(at.blank)), "bootstrap")
+        return ParamCov(without_parameters(whole, list(blank)), "bootstrap")
+    where, J = s.reported.gate.ravel(), s.n_experts - 1
+    unit = np.linalg.inv(to_working)  # a change of basis is wanted, not a solution
+    # Gate coefficients of every expert change basis alike: a Kronecker product with the identity.
+    to_user, to_working = np.kron(np.eye(J), unit), np.kron(np.eye(J), to_working)
+    infinite = to_user @ gate.vectors[:, gate.infinite]
     directions, along = np.zeros((len(whole), infinite.shape[1])), np.eye(len(whole))
     directions[where] = infinite
     along[np.ix_(where, where)] -= infinite @ gate.vectors[:, gate.infinite].T @ to_working
-    blank = {*at.blank, *where[(np.abs(infinite) > 1e-6 * np.abs(to_user).max(axis=1, keepdims=True)).any(axis=1)]}
+    moved = where[(np.abs(infinite) > 1e-6 * np.abs(to_user).max(axis=1, keepdims=True)).any(axis=1)]
     return ParamCov(
-        without_parameters(whole, sorted(blank)),
+        without_parameters(whole, sorted({*blank, *moved})),
         "bootstrap",
-        bounded=without_parameters(along @ whole @ along.T, list(at.blank)),
+        bounded=without_parameters(along @ whole @ along.T, list(blank)),
         infinite=directions,
     )
 
@@ -276,41 +318,40 @@ def _scores_of_penalty(problem: Problem, priors: Array | None, theta: Array) -> 
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """What the data say about the reported parameters.
+    """What the data say about the reported parameters, with some penalties of functions.
 
     Attributes
     ----------
+    information : ndarray, shape (P, P)
+        Without these penalties.
     inverse : InverseInformation
-    jacobian : ndarray, shape (P, P)
-        Of the reported parameters in the free ones.
+        With them.
     blank : list of int
         Reported parameters without a valid standard error.
     flags : tuple of Flag
         About those whose likelihood is flat.
     """
 
-    inverse: "InverseInformation"
-    jacobian: Array
+    information: Array
+    inverse: InverseInformation
     blank: list[int]
     flags: tuple[Flag, ...]
 
 
-def identified(
-    problem: Problem, coordinates: Coordinates, at: Boundary, inverse: "InverseInformation", layout: ParamLayout
-) -> Identified:
+def identified(at: Solution, information: Array, ridge: Array | None = None) -> Identified:
     """Which reported parameters have a standard error: not those at an end of their space, infinite or flat."""
-    jacobian = np.nan_to_num(free_to_reported_jacobian(problem.structure, coordinates, at.theta))
-    elsewhere = {*at.blank, *_touched(jacobian, inverse.infinite)}
-    without = _touched(jacobian, inverse.flat)
-    flat = [layout.names[i] for i in without if i not in elsewhere]
+    inverse = invert_information(information if ridge is None else information + ridge.T @ ridge, at.basis)
+    elsewhere = {*at.boundary.blank, *_touched(at.jacobian, inverse.infinite)}
+    without = _touched(at.jacobian, inverse.flat)
+    flat = [at.layout.names[i] for i in without if i not in elsewhere]
     blank = sorted({*elsewhere, *without})
     about_flat = Flag(
         "flat_likelihood",
         f"The data say nothing about {', '.join(flat)}: the log-likelihood is the same whatever the value. The "
-        "printed values are those where the search happened to stop, without standard errors. Share them between "
-        "experts, leave them out, or use fewer experts.",
+        "printed values are those where the search happened to stop, without standard errors.",
+        "Share them between experts, leave them out, or use fewer experts.",
     )
-    return Identified(inverse, jacobian, blank, (about_flat,) if flat else ())
+    return Identified(information, inverse, blank, (about_flat,) if flat else ())
 
 
 def _touched(jacobian: Array, directions: Array) -> list[int]:
@@ -404,32 +445,71 @@ class _Predictors:
         return Middle(out, back, corrected=True, heavy=heavy)
 
 
-def _corrected(
-    problem: Problem, scores: Array, by_unit: "_Matrices | _Predictors", known: Identified, basis: Basis
-) -> Middle:
-    """Scores corrected for leverage: by CR2 for one expert, whose statistics are t, by the jackknife for more.
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What a covariance is made of: ``known.inverse`` alone, or a sandwich.
 
-    Cross terms between the coefficients of one expert and its further parameters have expectation zero if errors are
-    normal; what is observed of them is noise, and leverage is that without them.
+    Attributes
+    ----------
+    known : Identified
+    middle : Middle or None
+        Of a sandwich over units.
+    moments : Moments or None
+        Of the sandwich, if statistics are t.
     """
-    if problem.structure.n_experts > 1 or problem.ridge is not None:
-        return by_unit.corrected(scores, known.inverse.half, known.inverse.half)
-    apart = by_unit.apart()
-    half = invert_information(apart.whole(), basis).half
-    of_coefficients = (half[problem.free.beta.ravel()] ** 2).sum(axis=0)
-    further = of_coefficients < 0.5 * (half**2).sum(axis=0)  # a column is of the one or the other
-    return apart.corrected(scores, half, known.inverse.matrix @ np.linalg.pinv(half.T), further)
+
+    known: Identified
+    middle: Middle | None = None
+    moments: Moments | None = None
 
 
-def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> tuple[Flag, ...]:
+def corrected_sides(at: Solution, clusters: NDArray[np.int64] | None = None) -> tuple[Sides, ...]:
+    """Sandwich over subjects or clusters corrected for their leverage, under each set of penalties of functions.
+
+    By CR2 for one expert, whose statistics are t, by the jackknife for more. Cross terms between the coefficients of
+    one expert and its further parameters have expectation zero if errors are normal; what is observed of them is noise,
+    and leverage is that without them.
+    """
+    problem, theta = at.problem, at.boundary.theta
+    scores, by_unit = within_clusters(at.scores, clusters), _information_by_unit(problem, theta, clusters)
+    # The sum over units is the whole information, but for a penalty, which belongs to no unit.
+    if problem.ridge is not None:
+        whole = information(replace(problem, ridge=None), theta)
+    else:
+        whole = by_unit.whole() if problem.penalty is None else observed_information(problem, theta)
+    sides = []
+    for penalties in at.penalties:
+        known = identified(at, whole, penalties.ridge)
+        if problem.structure.n_experts > 1 or problem.ridge is not None:
+            sides.append(Sides(known, by_unit.corrected(scores, known.inverse.half, known.inverse.half)))
+            continue
+        apart = by_unit.apart()
+        half = invert_information(apart.whole(), at.basis).half
+        of_coefficients = (half[problem.free.beta.ravel()] ** 2).sum(axis=0)
+        further = of_coefficients < 0.5 * (half**2).sum(axis=0)  # a column is of the one or the other
+        middle = apart.corrected(scores, half, known.inverse.matrix @ np.linalg.pinv(half.T), further)
+        moments = None if middle.units is None else sandwich_moments(at.jacobian @ middle.back, middle.units)
+        # Leverages of all units are the largest arrays here: the moments hold what is needed of them.
+        sides.append(Sides(known, replace(middle, units=None), moments))
+    return tuple(sides)
+
+
+def _information_by_unit(
+    problem: Problem, theta: Array, clusters: NDArray[np.int64] | None
+) -> "_Matrices | _Predictors":
+    if problem.has_many_columns:
+        return _Predictors(problem, list(predictor_information(problem, theta)), clusters)
+    return _Matrices(problem, unit_information(problem, theta, clusters))
+
+
+def few_units(problem: Problem, at: Boundary, units: Units) -> tuple[Flag, ...]:
     """The flag of an expert that has few subjects, or of a model that has few clusters, for its coefficients."""
-    n_coefficients, K = problem.n_coefficients, problem.structure.n_experts
-    if n_clusters is None:
+    needed, K, word = problem.n_coefficients, problem.structure.n_experts, units.word
+    if units.clusters is None:
         sizes = at.responsibilities.sum(axis=0)
-        word, owners = "subjects", [f" of expert {k + 1}" if K > 1 else "" for k in range(K)]
+        owners = [f" of expert {k + 1}" if K > 1 else "" for k in range(K)]
     else:  # each of them may hold all experts
-        sizes, word, owners = np.array([float(n_clusters)]), "clusters", [""]
-    needed = n_coefficients if n_clusters is None else n_coefficients.max(keepdims=True)
+        sizes, needed, owners = np.array([float(units.n)]), needed.max(keepdims=True), [""]
     scarce = [k for k, size in enumerate(sizes) if size < _PER_COEFFICIENT * needed[k]]
     if not scarce:
         return ()
@@ -438,7 +518,7 @@ def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> 
         Flag(
             "few_subjects",
             f"There are only {found}, fewer than {_PER_COEFFICIENT} for each: standard errors are rough, most of all "
-            f"those of standard deviations, correlations and effects that do not vary within {word}. "
+            f"those of standard deviations, correlations and effects that do not vary within {word}.",
             "Use a smaller model, or profile() for limits from the likelihood.",
         ),
     )
@@ -457,26 +537,28 @@ def _about_heavy(middle: Middle, weights: Array, layout: ParamLayout, blank: lis
         "weak_identification",
         f"What is said about {_listed(layout, resting)} rests on {int(middle.heavy.sum())} of the {word}: without one "
         f"of them less than a quarter of the information would be left in some direction (leverage above {HEAVY:g}), "
-        f"or none. Their standard errors are rough. {_COMPARE}",
+        f"or none. Their standard errors are rough.",
+        _COMPARE,
     )
 
 
-def _about_shape(problem: Problem, theta: Array, scores: Array, known: Identified, layout: ParamLayout) -> Flag | None:
+def _about_shape(at: Solution, ridge: Array | None, units: Units, known: Identified) -> Flag | None:
     """Of parameters whose errors come from a direction in which the log-likelihood is far from quadratic.
 
     Where two maxima have just met, its curvature at the top says little about how it falls: the information is too
     small, and a sandwich, which has its inverse twice, far too large.
     """
-    half = known.inverse.half
+    theta, half = at.boundary.theta, known.inverse.half
+    scores = at.score_rows if units.clusters is None else within_clusters(at.scores, units.clusters)
     values, vectors = np.linalg.eigh(half.T @ (scores.T @ scores) @ half)
     if values[-1] < _UNLIKE_INFORMATION:
         return None
     step = half @ vectors[:, -1]
-    height = evaluate(problem, np.vstack([theta, theta + step, theta - step])).loglik
+    height = evaluate(replace(at.problem, ridge=ridge), np.vstack([theta, theta + step, theta - step])).loglik
     fall = float(height[0] - height[1:].mean())
     if fall < _STEEP / 2:
         return None
-    weights = known.jacobian @ half
+    weights = at.jacobian @ half
     variance = ((scores @ half) @ weights.T) ** 2
     along = values[-1] * (weights @ vectors[:, -1]) ** 2
     resting = [int(i) for i in np.flatnonzero(along > _MOST * variance.sum(axis=0)) if i not in known.blank]
@@ -484,8 +566,9 @@ def _about_shape(problem: Problem, theta: Array, scores: Array, known: Identifie
         return None
     return Flag(
         "weak_identification",
-        f"The log-likelihood is far from quadratic in {_listed(layout, resting)}: one standard error away it lies "
-        f"{fall:.2g} below its maximum, where 0.5 is expected. Their standard errors are far too large. {_COMPARE}",
+        f"The log-likelihood is far from quadratic in {_listed(at.layout, resting)}: one standard error away it lies "
+        f"{fall:.2g} below its maximum, where 0.5 is expected. Their standard errors are far too large.",
+        _COMPARE,
     )
 
 
@@ -494,68 +577,13 @@ def _listed(layout: ParamLayout, where: Sequence[int]) -> str:
     return ", ".join(layout.names[i] for i in where[:_NAMES_SHOWN]) + more
 
 
-def _about_rank(middle: Middle, n_units: int, n_penalties: int, null: Array, names: list[str], word: str) -> Flag:
+def _about_rank(middle: Middle, n_penalties: int, null: Array, names: list[str], units: Units) -> Flag:
     """Of parameters for which neither the units nor the penalties, whose scores come after theirs, have a score."""
-    rank = middle.scores.shape[1] - null.shape[1]
+    size = middle.scores.shape[1]
     of_penalties = f", with {n_penalties} of the penalties," if n_penalties else ""
     return Flag(
         "few_subjects",
-        f"The scores of the {n_units} {word}{of_penalties} have rank {rank} for {middle.scores.shape[1]} parameters: a "
-        f"sandwich of them is not a covariance, and {', '.join(names)} have no standard errors. Use "
-        "cov_type='nonrobust', which trusts the model, or 'bootstrap', or a smaller model.",
+        f"The scores of the {units.n} {units.word}{of_penalties} have rank {size - null.shape[1]} for {size} "
+        f"parameters: a sandwich of them is not a covariance, and {', '.join(names)} have no standard errors.",
+        "Use cov_type='nonrobust', which trusts the model, or 'bootstrap', or a smaller model.",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class InverseInformation:
-    """Generalised inverse of an information matrix.
-
-    Attributes
-    ----------
-    half : ndarray, shape (P, r)
-        ``half @ half.T`` is the inverse.
-    flat : ndarray, shape (P, f)
-        Unit vectors of directions without information, where the parameters are finite.
-    infinite : ndarray, shape (P, s)
-        Directions of coefficients that are infinite.
-    """
-
-    half: Array
-    flat: Array
-    infinite: Array
-
-    @property
-    def matrix(self) -> Array:
-        """The inverse, shape (P, P), zero outside the informative directions."""
-        return np.asarray(self.half @ self.half.T)
-
-    @property
-    def null(self) -> Array:
-        """All directions without information, shape (P, f + s)."""
-        return np.hstack([self.flat, self.infinite])
-
-
-def invert_information(information: Array, basis: Basis) -> InverseInformation:
-    """Inverse within the informative directions; those that turn out to carry no information are set apart.
-
-    In working coordinates every parameter has unit scale (of the response, of log, of Fisher's z, of log odds), so that
-    a standard error of a hundred units says that nothing is known.
-    """
-    A = basis.kept.T @ information @ basis.kept
-    values, vectors = np.linalg.eigh(A)
-    steep = basis.kept @ vectors[:, values > _FLAT]
-    flat = basis.kept @ vectors[:, values <= _FLAT]
-    A = steep.T @ information @ steep
-    scale = np.sqrt(np.diag(A))
-    values, vectors = np.linalg.eigh(A / np.outer(scale, scale))
-    good = values > _SINGULAR
-    half = steep @ (vectors[:, good] / np.sqrt(values[good]) / scale[:, None])
-    degenerate = steep @ (vectors[:, ~good] / scale[:, None])
-    degenerate /= np.maximum(np.linalg.norm(degenerate, axis=0), np.finfo(float).tiny)
-    return InverseInformation(half, np.hstack([flat, degenerate]), basis.infinite)
-
-
-def inverse_at(problem: Problem, coordinates: Coordinates, theta: Array) -> tuple[Boundary, InverseInformation]:
-    """Where a solution lies on the boundary, and the inverse of the observed information there."""
-    at = find_boundary(problem, coordinates, theta)
-    return at, invert_information(observed_information(problem, at.theta), informative_basis(problem, at))

@@ -23,7 +23,8 @@ from mixmoe.mixed.end_points import with_integral_flag
 from mixmoe.mixed.error_structure import ErrorOptions, ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
 from mixmoe.mixed.estimation import Estimation
 from mixmoe.mixed.glmm_results import GLMMResults
-from mixmoe.mixed.likelihood.observed import Problem, evaluate, restriction, subject_logliks
+from mixmoe.mixed.information import Solution
+from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.likelihood.serial import ErrorKind
 from mixmoe.mixed.options import (
     Method,
@@ -45,7 +46,6 @@ from mixmoe.mixed.parameters import (
     CovRE,
     Residual,
     Structure,
-    free_to_reported_jacobian,
 )
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
@@ -54,9 +54,10 @@ from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
 from mixmoe.mixture.checkpoints import remembered
 from mixmoe.mixture.estimate import EMFit, ParamLayout, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
-from mixmoe.numerics.linalg import apply_inverse, logsumexp
+from mixmoe.numerics.linalg import apply_inverse
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
+from mixmoe.responses.offsets import warn_of_offset
 
 _STARTS = 32  # random ones for each expert when the user names no number
 
@@ -266,6 +267,7 @@ class MEMoE(Estimation):
                 "coefficients; use method='ml'"
             )
         self.smoothing: Smoothing | None = None
+        self.kept: Solution | None = None  # what is known at a fit, in the model of its results
         self._arrange(build_structure(self.design, self.n_experts, cov_re, self.response))
         self.layout: ParamLayout = layout_of(self.design, self.structure)
 
@@ -279,6 +281,7 @@ class MEMoE(Estimation):
 
     def _check_identified(self) -> None:
         check_identified(self.design, self.n_experts, self.response)
+        warn_of_offset(self.design, self.response.name)
 
     def __repr__(self) -> str:
         return f"<MEMoE {self.formula.text!r}, experts={self.n_experts}, {self.design.n_units} subjects>"
@@ -293,7 +296,7 @@ class MEMoE(Estimation):
     def results(self, fit: EMFit, cov: ParamCov) -> MEMoEResults:
         """An estimate of this model as results."""
         plain, smooth = (MEMoEResults, SmoothResults) if self.response.gaussian else (GLMMResults, SmoothGLMMResults)
-        return (smooth if fit.smoothing.size else plain)(self.penalised(fit), fit, cov)
+        return (smooth if fit.smoothing.size else plain)(self.bound(fit), fit, cov)
 
     def _arrange(self, structure: Structure) -> None:
         """Set what depends on the data: coordinates, errors and the likelihood."""
@@ -418,7 +421,7 @@ class MEMoE(Estimation):
             fit = seeded(self.maximum(n_starts, generator, given, limits), rng, starts)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
-        return self.penalised(fit)._reported(fit, kind, cov_options)
+        return self.bound(fit)._reported(fit, kind, cov_options)
 
     def _facts(self, options: tuple[Any, ...]) -> tuple[Any, ...]:
         """What tells a fit with these options from others."""
@@ -445,27 +448,9 @@ class MEMoE(Estimation):
         """The fit, with a flag if labels could be exchanged within cells."""
         return with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates)
 
-    def loglike(self, params: Any) -> float:
-        """Log-likelihood at reported parameters, by name or in the order of the layout; the restricted one of REML."""
-        theta = self._free(params)
-        value = logsumexp(subject_logliks(self.problem, theta), axis=1).sum() - self.log_scale
-        return float(value + (restriction(self.problem, theta).value if self.problem.restricted else 0.0))
-
     def loglike_of(self, params: Any, data: Any) -> float:
         """Log-likelihood of other data, with their response; the plain one, whatever the method of the fit."""
         design = self.new_design(data, response=True)
-        joint = subject_logliks(self.problem_of(design), self._free(params))
-        return float(logsumexp(joint, axis=1).sum()) - design.n * float(np.log(self.coordinates.scale))
-
-    def score(self, params: Any) -> Array:
-        """Derivative of the log-likelihood in the reported parameters, shape (P,); NaN where it does not exist."""
-        theta = self._free(params)
-        jacobian = free_to_reported_jacobian(self.problem.structure, self.coordinates, theta)
-        if not np.isfinite(jacobian).all():
-            return np.full(theta.size, np.nan)
-        return np.linalg.lstsq(jacobian.T, evaluate(self.problem, theta[None]).score[0], rcond=None)[0]
-
-    def largest_score(self, params: Any) -> float:
-        """Largest entry of the score per subject, in working coordinates, where it is comparable across data."""
-        score = evaluate(self.problem, self._free(params)[None]).score
-        return float(np.abs(score).max()) / self.problem.n_subjects
+        plain = replace(self.problem_of(design), penalty=None, ridge=None, restricted=False)
+        value = evaluate(plain, self._free(params)[None]).loglik[0]
+        return float(value) - design.n * float(np.log(self.coordinates.scale))

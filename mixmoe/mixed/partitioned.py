@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,7 @@ from mixmoe.partitions.moments import Sums
 from mixmoe.partitions.scan import Partitions
 from mixmoe.partitions.streamed import Kept, Streamed, restored, stream, units_of
 from mixmoe.partitions.survey import Source
+from mixmoe.responses.offsets import warn_of_offset
 
 
 class PartitionedMEMoE(MEMoE):
@@ -96,6 +97,7 @@ class PartitionedMEMoE(MEMoE):
     def _check_identified(self) -> None:
         if self._sums is None:  # read from a file
             return
+        warn_of_offset(self.design.sample, self.response.name)
         if self.response.gaussian:
             check_identified(self.design, self._sums, self.n_experts)
         elif self._rows is not None:
@@ -226,6 +228,10 @@ class PartitionedMEMoE(MEMoE):
     def results(self, fit: EMFit, cov: ParamCov) -> PartitionedResults:
         """An estimate of this model as results."""
         return (PartitionedResults if self.response.gaussian else PartitionedGLMMResults)(self, fit, cov)
+
+    def bound(self, fit: EMFit) -> Self:
+        """The model itself: what is known at a fit would hold the subjects a second time, or their workers."""
+        return self
 
     def on_sample(self) -> MEMoE:
         """The model with the rows of the sample of subjects for its data."""

@@ -17,7 +17,7 @@ from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.design.frame import view
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.families import Distribution, Effects, FirstOrder, GatePoint, Likelihood
-from mixmoe.inference.uncertainty import checked_alpha, delta_cov
+from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.mixed.estimation import first_order, likelihood_at, relabelled
 from mixmoe.mixed.options import ResponseModel, check_weights_ahead, standardised, standardised_name
 from mixmoe.mixed.parameters import permute_reported, permute_reported_jacobian
@@ -353,20 +353,10 @@ class MEMoEResults(MoEResults):
         index, s = list(places), self.model.structure
         params = permute_reported(s, self.em.params, index)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, index])
-        jacobian, cov, model = permute_reported_jacobian(s, self.em.params, index), self.cov, self.model
-        draws = cov.draws
-        if draws is not None:
-            draws = relabelled(draws, model.problem, model.coordinates, model.working(params), index, model.clusters)
-        permuted = replace(
-            cov,
-            matrix=delta_cov(jacobian, cov.matrix),
-            bounded=None if cov.bounded is None else delta_cov(jacobian, cov.bounded),
-            infinite=None if cov.infinite is None else jacobian @ cov.infinite,
-            given=None if cov.given is None else delta_cov(jacobian, cov.given),
-            shift=None if cov.shift is None else jacobian @ cov.shift,
-            draws=draws,
-        )
-        return type(self)(model, fit, permuted)
+        cov, model = self.cov.turned(permute_reported_jacobian(s, self.em.params, index)), self.model.bound(fit)
+        if self.cov.draws is not None:
+            cov = replace(cov, draws=relabelled(self.cov.draws, model.solution(fit), index, model.clusters))
+        return type(self)(model, fit, cov)
 
     def curves(self, kind: str = "trajectories", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
@@ -455,15 +445,13 @@ class MEMoEResults(MoEResults):
         return effects_of(past_of_subjects(self.model, e, d, d), e, d.names.random)
 
     def _likelihood(self) -> Likelihood:
-        model = self.model
-        return likelihood_at(model.problem, model.coordinates, model.working(self.em.params), self.llf)
+        return likelihood_at(self.model.solution(self.em), self.llf)
 
     def _draw(self, rng: np.random.Generator) -> Array:
         return np.asarray(self.model.draw(self.em, rng))
 
     def _first_order(self) -> FirstOrder:
-        model = self.model
-        return first_order(model.problem, model.coordinates, model.working(self.em.params))
+        return first_order(self.model.solution(self.em))
 
     def _gate_points(self) -> tuple[GatePoint, ...]:
         e, infinite = self._known(), self.cov.infinite

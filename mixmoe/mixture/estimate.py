@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import entr
 
 from mixmoe._typing import Array
@@ -13,8 +14,43 @@ from mixmoe.arguments import seed_of
 from mixmoe.errors import MixmoeWarning, warn
 
 
+class _Said:
+    """A fact about a fit, and what can be done about it."""
+
+    __slots__ = ()
+    fact: str
+    remedy: str
+
+    @property
+    def message(self) -> str:
+        """The fact and what to do about it, for whoever fits the model."""
+        if not self.remedy:
+            return self.fact
+        return f"{self.fact}{' ' if self.fact.endswith('.') else '; '}{self.remedy}"
+
+    @property
+    def note(self) -> str:
+        """The fact alone as a sentence, for readers of a table."""
+        return f"{self.fact[:1].upper()}{self.fact[1:]}{'' if self.fact.endswith('.') else '.'}"
+
+
 @dataclass(frozen=True, slots=True)
-class Flag:
+class Remark(_Said):
+    """What a reader of a table must know.
+
+    Attributes
+    ----------
+    fact : str
+    remedy : str
+        What whoever fits the model can do about it.
+    """
+
+    fact: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Flag(_Said):
     """Something about a fit that a reader must know.
 
     Attributes
@@ -22,12 +58,17 @@ class Flag:
     code : str
         ``"boundary"``, ``"separated_gate"``, ``"degenerate"``, ``"not_converged"``, ``"not_replicated"``,
         ``"interrupted"``, ``"laplace_bias"`` ...
-    message : str
-        One sentence with the value and what to do.
+    fact : str
+        What it is, with the value: all that a reader of a table needs.
+    remedy : str
+        What whoever fits the model can do about it.
+    message, note : str
+        Both in one, and the fact alone as a sentence.
     """
 
     code: str
-    message: str
+    fact: str
+    remedy: str = ""
 
 
 def warn_flags(flags: Iterable[Flag], categories: Mapping[str, type[MixmoeWarning]]) -> None:
@@ -143,6 +184,9 @@ Block = Literal[
 ]
 
 
+Scale = Literal["identity", "log", "atanh", "logit"]
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One entry of a parameter vector.
@@ -168,10 +212,23 @@ class Parameter:
     expert: int | None = None
     tested: bool = True
 
+    @property
+    def scale(self) -> Scale:
+        """Scale on which it is closest to normal: log of deviations, Fisher's of correlations, odds of shares."""
+        if self.block == "random" and self.term.startswith("corr"):
+            return "atanh"
+        if self.block == "residual" and self.term == "rho":
+            return "atanh"
+        if self.block in ("residual", "zeros") and self.term.partition("(")[0] == "zeros":
+            return "logit"
+        if (self.block == "threshold" and self.term.startswith("cut")) or self.block in ("smooth", "other"):
+            return "identity"
+        return "identity" if self.tested else "log"
+
 
 @dataclass(frozen=True)
 class ParamLayout:
-    """Names and blocks of a parameter vector, in its order. Not slotted: the names are kept once they are asked for."""
+    """Names and blocks of a parameter vector, in its order. Not slotted: names and scales are kept once asked for."""
 
     parameters: tuple[Parameter, ...]
 
@@ -179,6 +236,11 @@ class ParamLayout:
     def names(self) -> tuple[str, ...]:
         """Full names in the order of the vector."""
         return tuple(p.name for p in self.parameters)
+
+    @cached_property
+    def scales(self) -> NDArray[np.object_]:
+        """The scale of each parameter, shape (P,)."""
+        return np.array([p.scale for p in self.parameters], dtype=object)
 
     def where(self, block: Block, expert: int | None = None) -> list[int]:
         """Positions of the parameters of one block, of one expert if given."""

@@ -253,7 +253,8 @@ def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
     return Flag(
         "gaps",
         f"{gaps} rows follow a gap in {order!r}, a step longer than 1.5 times the usual one, and count as neighbours "
-        "of the row before; put rows of occasions that were missed back with their inputs and without a state, over "
+        "of the row before",
+        "put rows of occasions that were missed back with their inputs and without a state, over "
         f"which the likelihood sums{apart}",
     )
 

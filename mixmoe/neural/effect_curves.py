@@ -268,6 +268,7 @@ def transition_curves(
         "xlabel": "next state",
         "ylabel": "probability",
         "categories": tuple(map(str, found.states)),
+        "compared": True,
     }
     x, curves = np.arange(float(len(found.states))), []
     for state in found.states:

@@ -164,6 +164,7 @@ def at_limit(problem: Problem, fit: Trained) -> list[Flag]:
         Flag(
             "boundary",
             "theta has run into the end of its space: the counts are no more spread than Poisson ones, and it has no "
-            "standard error; use family='poisson'",
+            "standard error",
+            "use family='poisson'",
         )
     ]

@@ -76,10 +76,13 @@ NEAR = 1e-5  # gain of a round, in log-likelihood, at which no other is made
 SEPARATED = Flag(
     "separated",
     "inputs or persons separate the levels of the response: the likelihood rises without end with a coefficient "
-    "or a variance; estimates are where the penalised fit stopped; leave the term out, or give weight_decay=; moves "
+    "or a variance; estimates are where the penalised fit stopped",
+    "leave the term out, or give weight_decay=; moves "
     "between states that no sequence makes are ruled out by transitions=",
 )
-UNSETTLED = Flag("not_converged", "the marginal likelihood by quadrature still rose when it was left; give more epochs")
+UNSETTLED = Flag(
+    "not_converged", "the marginal likelihood by quadrature still rose when it was left", "give more epochs"
+)
 
 
 def is_marginal(problem: Problem) -> bool:
@@ -452,7 +455,8 @@ def shrunken_flags(problem: Problem, fit: Trained) -> list[Flag]:
     flag = Flag(
         "penalised_bias",
         f"the population's last layer is that of a penalised likelihood; at the marginal maximum it would be about "
-        f"{100.0 * share:.0f} % larger; give fewer personal parameters or more rows per person, or hidden=() with at "
+        f"{100.0 * share:.0f} % larger",
+        "give fewer personal parameters or more rows per person, or hidden=() with at "
         f"most {MOST_EFFECTS} personal parameters, which is fitted by quadrature",
     )
     return [flag]

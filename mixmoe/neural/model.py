@@ -66,6 +66,7 @@ from mixmoe.neural.refusals import (
 )
 from mixmoe.neural.response_law import Family, asked_family
 from mixmoe.neural.results import COLLAPSED, WARNINGS, NMEResults, collapsed, unconverged, unreplicated, vanished
+from mixmoe.responses.offsets import warn_of_offset
 
 LACKS: Mapping[str, str] = {  # what a network has not, and why
     "HasScores": "the parameters of a network are not regular; refit without the persons in question",
@@ -241,6 +242,7 @@ class NME:
             partial_response=self.family == "crf",
         )
         check_response(self.design, self.family)
+        warn_of_offset(self.design, self.family)
         check_gate(self.design, self.family)
         check_magnitudes(self.design, self.family)
         self.levels: tuple[Levels, ...] = levels_of(self.design)

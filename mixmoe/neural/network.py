@@ -401,7 +401,7 @@ def jacobian(network: Network, personal: "Personal", tensors: Sequence[Tensor], 
         before.append(inputs[-1] @ tensors[2 * k] + as_row(tensors[2 * k + 1]))
         inputs.append(activate(network.activation, before[-1]))
     columns = [personal_jacobian(network, personal, tensors, inputs, before, d) for d in range(network.n_out)]
-    return torch.stack(columns, dim=2)
+    return columns[0].unsqueeze(2) if network.n_out == 1 else torch.stack(columns, dim=2)
 
 
 def personal_jacobian(

@@ -545,11 +545,12 @@ def unconverged(trained: Trained, gain: float | None) -> Flag:
     count = len(trained.trace.train)
     epochs = f"{count} epoch{'' if count == 1 else 's'}"
     if gain is None:
-        return Flag("not_converged", f"the variances still moved after {epochs}; give more epochs")
+        return Flag("not_converged", f"the variances still moved after {epochs}", "give more epochs")
     return Flag(
         "not_converged",
         f"after {epochs} the log-likelihood could still rise by {gain:.1f} or more, so that it and AIC and BIC "
-        "are not those of the maximum; give more epochs, or choose the epoch by validation=",
+        "are not those of the maximum",
+        "give more epochs, or choose the epoch by validation=",
     )
 
 
@@ -558,9 +559,9 @@ def collapsed(ratio: float) -> Flag:
     return Flag(
         "degenerate",
         f"the residual standard deviation collapsed to {ratio:.1g} of that of the response: the network fits all rows "
-        "but exactly, where the likelihood is unbounded, so that likelihood and standard errors mean nothing; remove "
-        "inputs that are functions of the response, use fewer hidden units or fewer person effects, or choose the "
-        "epoch by validation=",
+        "but exactly, where the likelihood is unbounded, so that likelihood and standard errors mean nothing",
+        "remove inputs that are functions of the response, use fewer hidden units or fewer person effects, or choose "
+        "the epoch by validation=",
     )
 
 
@@ -573,7 +574,8 @@ def vanished(names: Sequence[str]) -> tuple[Flag, ...]:
         Flag(
             "boundary",
             f"zero is the estimate of the standard {what} {', '.join(names)}, the end of the space, where there is no "
-            "standard error: the data show no such differences; leave these effects out of re:",
+            "standard error: the data show no such differences",
+            "leave these effects out of re:",
         ),
     )
 
@@ -592,7 +594,7 @@ def unreplicated(problem: Problem, starts: Starts) -> tuple[Flag, ...]:
         Flag(
             "not_replicated",
             f"only one of {starts.n_starts} starts reached the best log-likelihood, and the others that were fitted to "
-            f"the end are {others} below it: there may be a higher one; give more starts, for instance "
-            f"starts={4 * starts.n_starts}, or fewer hidden units",
+            f"the end are {others} below it: there may be a higher one",
+            f"give more starts, for instance starts={4 * starts.n_starts}, or fewer hidden units",
         ),
     )

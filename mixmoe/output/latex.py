@@ -2,15 +2,17 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from mixmoe.errors import ArgumentError
 from mixmoe.output.records import Table, body
 from mixmoe.output.text import broken_lines, given_way, indentation, least_widths, shown_rows, side_by_side
 
-_ROWS_PER_FLOAT = 40
 _TEXT_POINTS = 343.0  # of the 345 of an article at 10 pt
+_PAGE_POINTS = 540.0  # of the 550 of its height
+_CAPTION_LINE, _NOTE_LINE, _SKIP = 12.0, 9.5, 8.0  # points of lines in normal and footnote size, of a medskip
+_RULES, _PANEL = 14.0, 6.0  # points of the three rules of a tabular with the space around them, of that of a panel
 _LABEL_POINTS = 90.0  # that row labels and columns of words keep when a table is too wide
 _LEAST_POINTS = 10.0  # that a column by itself keeps
 # Points of characters of Computer Modern at 9 pt, rounded up; a character that the fonts lack is printed as [U+4E2D].
@@ -104,18 +106,28 @@ _GREEK_AS_LATIN |= {"Kappa": "K", "Mu": "M", "Nu": "N", "Omicron": "O", "Rho": "
 
 @dataclass(frozen=True, slots=True)
 class _Type:
-    """A size of type: LaTeX's command, its share of 9 pt, and points beside each column."""
+    """A size of type: LaTeX's command, its share of 9 pt, points beside each column and from line to line."""
 
     command: str
     share: float
     sep: int
+    line: float
 
     def width(self, value: str) -> float:
         """Width of a text in points in Computer Modern, rather too much than too little."""
         return self.share * sum(next((points for those, points in _POINTS if c in those), _OTHER_POINTS) for c in value)
 
 
-_TYPES = (_Type(r"\small", 1.0, 4), _Type(r"\footnotesize", 8 / 9, 3))
+_TYPES = (_Type(r"\small", 1.0, 4, 11.0), _Type(r"\footnotesize", 8 / 9, 3, _NOTE_LINE))
+
+
+@dataclass(slots=True)
+class _Page:
+    """What goes into one float: tables, the notes below them, and the points that are left."""
+
+    left: float
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def latex(
@@ -130,8 +142,8 @@ def latex(
     Parameters
     ----------
     tables : sequence of Table
-        Consecutive tables with the same columns become panels of one tabular. More rows than fit on a page continue in
-        further ``table`` environments.
+        Consecutive tables with the same columns become panels of one tabular. Rows and notes that do not fit on a page
+        of an article continue in further ``table`` environments.
     caption : str, optional
     label : str, optional
         For cross-references; letters, digits and ``: _ . / + -``.
@@ -153,19 +165,18 @@ def latex(
         raise ArgumentError(f"caption must be text, got {caption!r}")
     if label is not None and not (isinstance(label, str) and re.fullmatch(r"[A-Za-z0-9:_./+-]+", label)):
         raise ArgumentError(f"label may have letters, digits and any of : _ . / + -, got {label!r}")
-    size, floats = _floats(tables)
-    groups = [group for part in floats for group in _alike(part)]
+    size, pages = _pages(tables, caption or "", notes)
+    groups = [group for page in pages for group in _alike(page.tables)]
     width = max((_points_of(group, size) for group in groups), default=0.0) if len(groups) > 1 else None
     text = "\n".join(
         _float(
-            part,
+            page,
             size,
             width,
             latex_escape(caption or "") + (" (continued)" if i and caption else ""),
             label if i == 0 else None,
-            notes if i == len(floats) - 1 else (),
         )
-        for i, part in enumerate(floats)
+        for i, page in enumerate(pages)
     )
     return f"{_PREAMBLE}{text}\\end{{document}}\n" if standalone else text
 
@@ -207,23 +218,46 @@ def _greek(name: str) -> str:
     return f"${_GREEK_AS_LATIN[name]}$" if name in _GREEK_AS_LATIN else f"$\\{name}$"
 
 
-def _floats(tables: Sequence[Table]) -> tuple[_Type, list[list[Table]]]:
-    """Tables gathered into floats of at most `_ROWS_PER_FLOAT` rows, wide and long tables cut.
+def _pages(tables: Sequence[Table], caption: str, notes: Sequence[str]) -> tuple[_Type, list[_Page]]:
+    """Tables, wide ones cut, and notes gathered into floats that a page can hold.
 
-    In the type that cuts the fewest tables and breaks the fewest row labels, the largest of those that are equal.
+    In the type that cuts the fewest tables and breaks the fewest row labels, the largest of those that are equal. A
+    table that one page can hold is not parted, nor a note; the notes of a table stand in its float if they can.
     """
     tried = [(size, _parts(tables, size)) for size in _TYPES]
     size, parts = min(tried, key=lambda each: (len(each[1]), _n_broken_labels(*each)))
-    floats: list[list[Table]] = [[]]
-    room = _ROWS_PER_FLOAT
+    height = _PAGE_POINTS - (2 * _SKIP + _CAPTION_LINE * _n_lines(f"Table 10: {caption} (continued)", 10 / 9))
+    pages = [_Page(height)]
+
+    def put(note: str) -> None:
+        points = _NOTE_LINE * _n_lines(note, 8 / 9)
+        first = 0.0 if pages[-1].notes else _SKIP
+        if points + first > pages[-1].left:
+            pages.append(_Page(height))
+        pages[-1].notes.append(note)
+        pages[-1].left -= points + first
+
     for part in parts:
-        for piece in _pieces(part):
-            if len(piece.index) > room and floats[-1]:
-                floats.append([])
-                room = _ROWS_PER_FLOAT
-            floats[-1].append(piece)
-            room -= len(piece.index) + 2
-    return size, floats
+        room = _room([other for other in parts if other.columns == part.columns], size)
+        for piece, points, head in _pieces(part, room, size, height):
+            below = sum(_NOTE_LINE * _n_lines(note, 8 / 9) for note in piece.notes)
+            panel = bool(pages[-1].tables) and pages[-1].tables[-1].columns == piece.columns
+            if points + below + (_PANEL if panel else head) > pages[-1].left and pages[-1].tables:
+                pages.append(_Page(height))
+                panel = False
+            pages[-1].tables.append(piece)
+            pages[-1].left -= points + (_PANEL if panel else head)
+            for note in piece.notes:
+                put(note)
+    for note in notes:
+        put(note)
+    return size, pages
+
+
+def _n_lines(text: str, share: float) -> int:
+    """Lines that a paragraph takes in type of so many times 9 points."""
+    measure = replace(_TYPES[0], share=share).width
+    return len(broken_lines(text, _TEXT_POINTS, measure, indent=False))
 
 
 def _parts(tables: Sequence[Table], size: _Type) -> list[Table]:
@@ -256,8 +290,10 @@ def _least(tables: Sequence[Table], size: _Type) -> list[float]:
 
 
 def _points_of(tables: Sequence[Table], size: _Type) -> float:
-    """Width of a tabular of these tables."""
-    return sum(_room(tables, size)) + 2 * size.sep * (len(tables[0].columns) + 1)
+    """Width of a tabular of these tables, whose titles it must hold."""
+    columns = sum(_room(tables, size)) + 2 * size.sep * (len(tables[0].columns) + 1)
+    titles = max(size.width(table.title) for table in tables) + 2 * size.sep
+    return min(max(columns, titles), _TEXT_POINTS)
 
 
 def _alike(tables: Sequence[Table]) -> list[list[Table]]:
@@ -271,38 +307,49 @@ def _alike(tables: Sequence[Table]) -> list[list[Table]]:
     return groups
 
 
-def _pieces(table: Table) -> list[Table]:
-    """The table cut into parts that fit on a page."""
-    cuts = range(0, max(len(table.index), 1), _ROWS_PER_FLOAT)
-    last = cuts[-1]
-    return [
-        replace(
-            table,
-            title=table.title + (" (continued)" if i else ""),
-            index=table.index[i : i + _ROWS_PER_FLOAT],
-            cells=table.cells[i : i + _ROWS_PER_FLOAT],
-            notes=table.notes if i == last else (),
-        )
-        for i in cuts
+def _pieces(table: Table, room: Sequence[float], size: _Type, height: float) -> Iterator[tuple[Table, float, float]]:
+    """The table cut where a page is full, each part with the points of its rows and of the head above them."""
+    lines = [
+        max(len(_lines(value, w, size, indent=i > 0)) for value, w in zip(row, room, strict=True))
+        for i, row in enumerate(shown_rows(table))
     ]
+    head, title = (
+        _RULES + _SKIP + size.line * lines[0],
+        size.line * _n_lines(table.title, size.share) * bool(table.title),
+    )
+    first, points = 0, title
+    for i, n in enumerate(lines[1:]):
+        if points + n * size.line > height - head and i > first:
+            yield _rows_of(table, first, i), points, head
+            first, points = i, title
+        points += n * size.line
+    yield _rows_of(table, first, len(table.index)), points, head
 
 
-def _float(
-    tables: Sequence[Table], size: _Type, width: float | None, caption: str, label: str | None, notes: Sequence[str]
-) -> str:
+def _rows_of(table: Table, first: int, end: int) -> Table:
+    """Some rows of a table; its notes stand below the last."""
+    return replace(
+        table,
+        title=table.title + (" (continued)" if first else ""),
+        index=table.index[first:end],
+        cells=table.cells[first:end],
+        notes=table.notes if end == len(table.index) else (),
+    )
+
+
+def _float(page: _Page, size: _Type, width: float | None, caption: str, label: str | None) -> str:
     """One ``table`` environment; several tabulars, also of several floats, are of one width."""
     lines = [r"\begin{table}[htbp]", r"\centering"]
     lines += [rf"\caption{{{caption}}}", r"\medskip"] if caption else []
     lines += [rf"\label{{{label}}}"] if label else []
     lines += [size.command, rf"\setlength{{\tabcolsep}}{{{size.sep}pt}}"]
-    lines += ["\n\\medskip\n\n".join(_tabular(group, size, width) for group in _alike(tables))]
-    remarks = [latex_escape(note) for table in tables for note in table.notes] + [latex_escape(note) for note in notes]
-    if remarks:
+    lines += ["\n\\medskip\n\n".join(_tabular(group, size, width) for group in _alike(page.tables))]
+    if page.notes:
         lines += [
             "",
             r"\medskip",
             r"\begin{minipage}{\linewidth}\footnotesize\sloppy",
-            " \\par\n".join(remarks),
+            " \\par\n".join(map(latex_escape, page.notes)),
             r"\end{minipage}",
         ]
     return "\n".join([*lines, r"\end{table}", ""])
@@ -332,9 +379,9 @@ def _tabular(tables: Sequence[Table], size: _Type, width: float | None) -> str:
         lines += [" & ".join(["", *heads]) + r" \\", r"\midrule"]
     for i, table in enumerate(tables):
         lines += [r"\addlinespace"] if i else []
-        lines += (
-            [rf"\multicolumn{{{n_columns}}}{{l}}{{\textit{{{latex_escape(table.title)}}}}} \\"] if table.title else []
-        )
+        if table.title:
+            title = _boxed(table.title, _TEXT_POINTS - 2 * size.sep, size, lambda t: rf"\textit{{{latex_escape(t)}}}")
+            lines += [rf"\multicolumn{{{n_columns}}}{{l}}{{{title}}} \\"]
         lines += [_latex_row(name, cells, room, size) for name, cells in zip(table.index, body(table), strict=True)]
     return "\n".join([*lines, r"\bottomrule", rf"\end{{{name}}}"])
 
@@ -350,12 +397,19 @@ def _room(tables: Sequence[Table], size: _Type) -> list[float]:
 
 def _boxed(value: str, room: float, size: _Type, show: Callable[[str], str], heading: str = "") -> str:
     """A text as LaTeX, in lines below one another where it is wider than the room; a heading stands on its column."""
-    if size.width(value) <= room + 1e-6:  # the sum of the same widths in another order
+    lines = _lines(value, room, size, indent=not heading)
+    if len(lines) == 1:
         return show(value)
-    lines = broken_lines(value, room, size.width, indent=not heading)
     shown = r"\newline ".join(indentation(line) * r"\quad " + show(line) for line in lines)
     where, side = ("b", heading) if heading else ("t", "raggedright")
     return rf"\parbox[{where}]{{{room:.1f}pt}}{{\{side} {shown}\strut}}"
+
+
+def _lines(value: str, room: float, size: _Type, indent: bool) -> list[str]:
+    """The text, broken where it is wider than the room."""
+    if size.width(value) <= room + 1e-6:  # the sum of the same widths in another order
+        return [value]
+    return broken_lines(value, room, size.width, indent=indent)
 
 
 def _latex_row(name: str, cells: Sequence[str], room: Sequence[float], size: _Type) -> str:

@@ -76,6 +76,7 @@ class Names:
             columns=tuple(self._called(_IN_LABEL, 2, head, _after_lead) for head in table.columns),
             index=index,
             notes=tuple(map(self.prose, table.notes)),
+            printed=None if table.printed is None else tuple(map(self.prose, table.printed)),
         )
 
     def curve(self, curve: Curve) -> Curve:

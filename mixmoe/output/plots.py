@@ -1,11 +1,7 @@
 """Figures from curves, panels and criteria."""
 
-import colorsys
-import io
 import math
-import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.atomic import replacing
 from mixmoe.errors import ArgumentError, MissingExtraError
 from mixmoe.output.records import Cloud, Curve, Marks, Observed, Panel, Rule
 
@@ -84,7 +79,9 @@ def draw(
         experts, places = {curve.expert for curve in inside}, bool(inside[0].categories)
         if isinstance(observed, Observed):
             apart = "each a little up or down" if inside[0].levels else ""
-            _series(axes, _apart(observed, inside[0]), experts, places, apart)
+            means = None if places or apart else _means_by_place(observed)
+            said = apart if means is None else f"means of rows at one {plain(inside[0].xlabel)}"
+            _series(axes, _apart(observed, inside[0]) if means is None else means, experts, places, said)
         for curve in inside:
             draw_curve(axes, curve)
         if observed is not None and not isinstance(observed, Observed):
@@ -96,19 +93,26 @@ def draw(
                 axes.plot([], [], color=colour(None), alpha=depth, linewidth=6, label=entry)
         _dress(axes, inside, panel if len(panels) > 1 else "", crowded=observed is not None)
     limits = np.array([axes.get_ylim() for axes in canvas])
-    if compared or all(curve.compared for curve in curves):
+    meant = all(curve.compared for curve in curves)
+    if compared or meant:
         for axes in canvas:
             axes.set_ylim(limits[:, 0].min(), limits[:, 1].max())
-    if compared:
-        pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in canvas]
-        entries = {word: handle for pair in pairs for handle, word in pair}
-        for axes in canvas:
-            if axes.get_legend() is not None:
-                axes.get_legend().remove()
-        if entries:
-            beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": "small"}
-            canvas[-1].legend(entries.values(), entries.keys(), frameon=False, **beside)
+    same = {tuple(curve.label for curve in inside) for inside in groups}
+    if compared or (meant and len(canvas) > 1 and len(same) == 1):
+        _one_legend(canvas)
     return canvas_result(canvas, ax)
+
+
+def _one_legend(canvas: Sequence[Any]) -> None:
+    """One legend beside the last panel in the place of one in each."""
+    pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in canvas]
+    entries = {word: handle for pair in pairs for handle, word in pair}
+    for axes in canvas:
+        if axes.get_legend() is not None:
+            axes.get_legend().remove()
+    if entries:
+        beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": "small"}
+        canvas[-1].legend(entries.values(), entries.keys(), frameon=False, **beside)
 
 
 def draw_responsibilities(
@@ -150,7 +154,8 @@ def draw_responsibilities(
     return canvas_result(canvas, ax)
 
 
-def _pyplot(what: str = "plot()") -> Any:
+def pyplot(what: str = "plot()") -> Any:
+    """Matplotlib's pyplot, or the error that says how to install it for what is asked."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
@@ -162,7 +167,7 @@ def canvas_axes(
     n_panels: int, ax: Any, columns: int | None = None, size: tuple[float, float] = _SINGLE_SIZE
 ) -> list[Any]:
     """The axes to draw on: the given ones, or those of a new figure with so many in a row; a single one has `size`."""
-    plt = _pyplot()
+    plt = pyplot()
     if ax is not None:
         given = list(np.ravel(np.asarray(ax, dtype=object)))
         if len(given) != n_panels:
@@ -273,6 +278,18 @@ def _apart(observed: Observed, curve: Curve) -> Observed:
     gap = float(np.diff([place for place, _ in curve.levels]).min())
     shift = _LEVEL_JITTER * gap * (np.arange(len(observed.experts)) * _GOLDEN % 1 - 0.5)
     return replace(observed, y=observed.y + shift[observed.codes])
+
+
+def _means_by_place(observed: Observed) -> Observed | None:
+    """Means of each unit at each place, where it has several rows at one, as a line through all would hide the course.
+
+    None if no unit has.
+    """
+    pairs, first = np.unique(np.column_stack([observed.codes, observed.x]), axis=0, return_inverse=True)
+    if len(pairs) == len(observed.x):
+        return None
+    means = np.bincount(first.ravel(), weights=observed.y) / np.bincount(first.ravel())
+    return replace(observed, x=pairs[:, 1], y=means, codes=pairs[:, 0].astype(np.int64))
 
 
 def _series(axes: Any, observed: Observed, experts: set[int | None], places: bool, apart: str) -> None:
@@ -497,104 +514,3 @@ def _dress_panel(axes: Any, panel: Panel) -> None:
         name_places(axes, panel.categories)
     elif counted and all((x == np.round(x)).all() for x in counted):
         axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-FIGURE_ENDINGS = (".png", ".pdf", ".svg")
-_HEX = re.compile(r"#[0-9a-fA-F]{6}\b")
-_REFERENCE = re.compile(r'(\bid="|url\(#|href="#)')
-_UNWANTED = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", flags=re.DOTALL)
-_LOOK = {"svg.fonttype": "path", "svg.hashsalt": "mixmoe", "savefig.transparent": True, "font.size": 9.5}
-_GREY = 0.12  # saturation below which a colour counts as grey
-_READABLE = 0.62  # lightness of a colour on a dark page
-
-
-def save_figure(draw: Callable[[], Any], path: str | os.PathLike[str]) -> None:
-    """Draw a figure into a file and forget it.
-
-    Parameters
-    ----------
-    draw : callable
-        Returns the figure.
-    path : path-like
-        Ends in one of `FIGURE_ENDINGS`.
-    """
-    plt = _pyplot("a figure")
-    with plt.ioff():
-        figure = draw()
-        try:
-            with replacing(path) as partial:
-                figure.savefig(partial, dpi=150)
-        finally:
-            plt.close(figure)
-
-
-def svg(draw: Callable[[], Any]) -> str:
-    """A figure as SVG with letters as shapes; without comments, dates, a background and a style sheet of its own.
-
-    Parameters
-    ----------
-    draw : callable
-        Returns the figure.
-
-    Returns
-    -------
-    str
-        From ``<svg`` to ``</svg>``; the same figure gives the same text.
-    """
-    plt, buffer = _pyplot("a figure"), io.StringIO()
-    with plt.ioff(), plt.rc_context(_LOOK):
-        figure = draw()
-        try:
-            figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-        finally:
-            plt.close(figure)
-    text = _UNWANTED.sub("", buffer.getvalue())
-    return text[text.index("<svg") :]
-
-
-def inlined(image: str, name: str) -> str:
-    """An SVG to be put into a web page: identifiers of its own, and colours that the page's style sheet sets.
-
-    Parameters
-    ----------
-    image : str
-        As `svg` returns it.
-    name : str
-        Different for each image of a page; letters and digits.
-
-    Returns
-    -------
-    str
-        Every colour ``#0072b2`` is the variable ``--h0072b2`` of `palette`; letters have the colour of the text.
-    """
-    own = _REFERENCE.sub(lambda found: f"{found[1]}{name}-", image)
-    themed = _HEX.sub(lambda found: f"var(--h{found[0][1:].lower()})", own)
-    return themed.replace("<svg ", '<svg fill="currentColor" ', 1)
-
-
-def palette(images: Sequence[str], dark: bool) -> str:
-    """Declarations of the colours of images, as drawn or changed so that they read on a dark page.
-
-    Parameters
-    ----------
-    images : sequence of str
-        As `svg` returns them.
-    dark : bool
-
-    Returns
-    -------
-    str
-        ``--h0072b2: #0072b2; ...``
-    """
-    colours = sorted({found.lower() for image in images for found in _HEX.findall(image)})
-    return " ".join(f"--h{colour[1:]}: {_on_dark(colour) if dark else colour};" for colour in colours)
-
-
-def _on_dark(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
-    if saturation < _GREY:
-        lightness = 0.92 - 0.82 * lightness
-    else:
-        lightness, saturation = max(lightness, _READABLE), min(saturation, 0.75)
-    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, saturation))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ class Table:
         ``"df"`` for degrees of freedom, ``"p"`` for p-values, ``"text"`` for columns of words, which stand to the left.
     notes : tuple of str
         Lines printed under the table.
+    printed : tuple of str, or None
+        The same for readers of a paper, who fit nothing: without what can be done about it; None if they are the notes.
     """
 
     key: str
@@ -49,6 +51,12 @@ class Table:
     cells: tuple[tuple[Cell, ...], ...]
     formats: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    printed: tuple[str, ...] | None = None
+
+    @property
+    def in_print(self) -> "Table":
+        """The table with its notes as a paper has them."""
+        return self if self.printed is None else replace(self, notes=self.printed, printed=None)
 
 
 def format_cell(cell: Cell, spec: str = "num") -> str:

@@ -29,7 +29,7 @@ from mixmoe.mixture.estimate import EMFit, Flag, Starts
 from mixmoe.output.names import NO_NAMES, Names
 
 FORMAT = "mixmoe-fit"
-VERSION = 2  # since 2 a file says what its parts are, byte by byte
+VERSION = 3  # since 2 a file says what its parts are, byte by byte, since 3 flags say apart what to do
 _MAX_BYTES = 4 * 2**30  # a file that claims to hold more is not read
 _DAMAGE = (  # what reading an arbitrary file can end in
     zipfile.BadZipFile,
@@ -87,7 +87,7 @@ class SavedFit:
     checksum : str
         Of the response in the order of the design.
     columns : Mapping of str to str
-        Fingerprints of the used columns of the data, see `fingerprints`; empty in files of earlier versions.
+        Fingerprints of the used columns of the data, see `fingerprints`.
     data : DataFrame or None
         Used columns of the complete rows, in the order of the design; None if saved without.
     rows : SavedRows or None
@@ -95,7 +95,7 @@ class SavedFit:
     units : DataFrame or None
         What is known of each subject of partitioned data, of which `data` are a sample.
     shown : Names
-        What the user calls experts and terms; none in files of earlier versions.
+        What the user calls experts and terms.
     """
 
     family: str
@@ -469,12 +469,12 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
     if "shift" in arrays:
         _check_shape("shift", arrays["shift"], (n_params,))
     for name, ndim in _SHAPES.items():
-        array = arrays.get(name, np.empty((0,) * ndim))
+        array = arrays[name]
         if array.ndim != ndim or array.dtype.kind != "f":
             raise SavedFileError(
                 f"{name} of a saved fit are numbers in {ndim} dimensions, got {array.dtype} of shape {array.shape}"
             )
-    shown = document.get("shown", {"experts": [], "terms": {}})
+    shown = document["shown"]
     experts = tuple(str(name) for name in shown["experts"])
     if experts and len(experts) != arrays["responsibilities"].shape[1]:
         raise SavedFileError(
@@ -491,9 +491,9 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
         cov=_cov(cov, arrays),
         checksum=str(document["checksum"]),
         data=_frame(document["data"], "column", arrays),
-        units=_frame(document.get("units"), "unit", arrays),
+        units=_frame(document["units"], "unit", arrays),
         rows=_saved_rows(document["rows"], arrays),
-        columns={str(name): str(value) for name, value in document.get("columns", {}).items()},
+        columns={str(name): str(value) for name, value in document["columns"].items()},
         shown=Names(experts, {str(term): str(label) for term, label in shown["terms"].items()}),
     )
 
@@ -510,8 +510,8 @@ def _cov(entry: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ParamCov:
         _check_shape("draws", arrays["draws"], (len(arrays["draws"]), n))
         _check_shape("acceleration", arrays["acceleration"], (n,))
         draws = Draws(arrays["draws"], arrays["acceleration"])
-    flags = _flags(entry.get("flags", []))
-    corrected = bool(entry.get("corrected", True))
+    flags = _flags(entry["flags"])
+    corrected = bool(entry["corrected"])
     return ParamCov(
         arrays["cov"],
         entry["kind"],
@@ -528,7 +528,7 @@ def _cov(entry: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ParamCov:
 
 
 def _flags(entries: list[dict[str, Any]]) -> tuple[Flag, ...]:
-    return tuple(Flag(str(flag["code"]), str(flag["message"])) for flag in entries)
+    return tuple(Flag(str(flag["code"]), str(flag["fact"]), str(flag["remedy"])) for flag in entries)
 
 
 def _em_fit(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> EMFit:
@@ -540,18 +540,18 @@ def _em_fit(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> EMFit:
         n_evaluations=int(fit["n_evaluations"]),
         converged=bool(fit["converged"]),
         responsibilities=arrays["responsibilities"],
-        starts=_starts(fit, arrays),
+        starts=Starts(
+            n_starts=int(fit["n_starts"]),
+            logliks=arrays["logliks"],
+            n_replicated=int(fit["n_replicated"]),
+            ends=arrays["ends"],
+            seed=None if fit["seed"] is None else int(fit["seed"]),
+            asked=None if fit["asked"] is None else int(fit["asked"]),
+        ),
         flags=_flags(fit["flags"]),
-        penalty=float(fit.get("penalty", 0.0)),
-        smoothing=arrays.get("smoothing", np.empty(0)),
+        penalty=float(fit["penalty"]),
+        smoothing=arrays["smoothing"],
     )
-
-
-def _starts(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Starts:
-    """What the starts led to; files of earlier versions hold neither end points nor seed nor what was asked."""
-    seed, asked = (None if fit.get(name) is None else int(fit[name]) for name in ("seed", "asked"))
-    ends = arrays.get("ends", np.empty(0))
-    return Starts(int(fit["n_starts"]), arrays["logliks"], int(fit["n_replicated"]), ends, seed, asked)
 
 
 def _check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -11,14 +11,14 @@ from mixmoe._typing import Array
 from mixmoe.atomic import PathLike, written
 from mixmoe.design.frame import view
 from mixmoe.errors import DroppedRowsWarning, warn
-from mixmoe.inference.uncertainty import scale_of, two_sided, wald_limits, wald_statistics
+from mixmoe.inference.uncertainty import two_sided, wald_limits, wald_statistics
 from mixmoe.mixture.estimate import Block, Parameter, ParamLayout
 from mixmoe.output.latex import latex
 from mixmoe.output.names import NO_NAMES, Names
 from mixmoe.output.records import Cell, Table, in_light_of, number_format
 from mixmoe.output.text import html, markdown, text
 
-BLOCK_TITLES = {
+BLOCK_TITLES: dict[Block, str] = {  # in the order of the tables
     "fixed": "Coefficients",
     "common": "Coefficients common to all experts",
     "gate": "Gate (log odds against expert 1)",
@@ -43,11 +43,14 @@ class Summary:
     title : str
     tables : tuple of Table
     notes : tuple of str
+    printed : tuple of str, or None
+        The notes as LaTeX and Markdown have them, see `Table.printed`; None if they are the same.
     """
 
     title: str
     tables: tuple[Table, ...]
     notes: tuple[str, ...] = ()
+    printed: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         return self.as_text()
@@ -65,19 +68,29 @@ class Summary:
 
     def as_latex(self, caption: str | None = None, label: str | None = None, standalone: bool = False) -> str:
         """The summary as LaTeX that needs only booktabs; the title is the caption unless another is given."""
-        return latex(self.tables, self.title if caption is None else caption, label, self.notes, standalone)
+        title = self.title if caption is None else caption
+        return latex([t.in_print for t in self.tables], title, label, self._in_print, standalone)
 
-    def as_markdown(self) -> str:
-        """The summary as Markdown."""
-        return markdown(self.tables, self.title, self.notes)
+    def as_markdown(self, title: bool = True) -> str:
+        """The summary as Markdown, with or without its title."""
+        return markdown([t.in_print for t in self.tables], self.title if title else "", self._in_print)
+
+    @property
+    def _in_print(self) -> tuple[str, ...]:
+        return self.notes if self.printed is None else self.printed
 
     def _repr_html_(self) -> str:
         return self.as_html()
 
 
-def named_summary(names: Names, title: str, tables: Sequence[Table], notes: Sequence[str]) -> Summary:
+def named_summary(
+    names: Names, title: str, tables: Sequence[Table], notes: Sequence[str], printed: Sequence[str] | None = None
+) -> Summary:
     """A summary that shows what the user calls experts and terms."""
-    return Summary(names.heading(title), tuple(map(names.table, tables)), tuple(map(names.prose, notes)))
+    if names == NO_NAMES:
+        return Summary(title, tuple(tables), tuple(notes), None if printed is None else tuple(printed))
+    told, in_print = (None if lines is None else tuple(map(names.prose, lines)) for lines in (notes, printed))
+    return Summary(names.heading(title), tuple(map(names.table, tables)), told or (), in_print)
 
 
 def header_table(facts: Sequence[tuple[str, Cell]], notes: tuple[str, ...] = ()) -> Table:
@@ -125,27 +138,23 @@ def parameter_tables(
     -------
     tuple of Table
     """
-    tables = [
-        block_table(f"expert{k}", _expert_title(k, shares), layout, layout.where("expert", k), frame, alpha, scarce)
-        for k in range(1, len(shares) + 1)
-    ]
-    tables += [
-        block_table(block, _block_title(block, layout), layout, layout.where(block), frame, alpha, scarce)
-        for block in ("fixed", "common", "gate", "random", "residual", "dispersion", "zeros", "threshold", "other")
-    ]
-    return tuple(table for table in tables if table.index)
-
-
-def _block_title(block: Block, layout: ParamLayout) -> str:
-    terms = {p.term for p in layout.parameters if p.block == block}
-    return "Residuals" if block == "residual" and terms != {"sigma"} else BLOCK_TITLES[block]
+    tables = []
+    for k, share in enumerate(shares, 1):
+        title = "Coefficients" if len(shares) == 1 else f"Expert {k} (mean probability {share:.3f})"
+        tables.append((f"expert{k}", title, layout.where("expert", k)))
+    for block, title in BLOCK_TITLES.items():
+        where = layout.where(block)
+        # Errors that are correlated or have tails have more parameters than standard deviations.
+        further = block == "residual" and any(layout.parameters[i].term != "sigma" for i in where)
+        tables.append((block, "Residuals" if further else title, where))
+    return tuple(block_table(*table, layout, frame, alpha, scarce) for table in tables if table[2])
 
 
 def block_table(
     key: str,
     title: str,
-    layout: ParamLayout,
     positions: Sequence[int],
+    layout: ParamLayout,
     frame: pd.DataFrame,
     alpha: float = 0.05,
     scarce: bool = False,
@@ -155,9 +164,9 @@ def block_table(
     Parameters
     ----------
     key, title : str
-    layout : ParamLayout
     positions : sequence of int
         Which parameters, by position.
+    layout : ParamLayout
     frame : DataFrame
         As `tidy` makes it, with limits at level 1 - `alpha`.
     alpha, scarce
@@ -181,14 +190,10 @@ def block_table(
         title=title,
         columns=("Estimate", "Std. Err.", *heads, *limits),
         index=tuple(_row_label(p, key, n_experts) for p in parameters),
-        cells=tuple(tuple(_cell(v) for v in numbers[i]) for i in positions),
+        cells=tuple(tuple(None if np.isnan(v) else float(v) for v in numbers[i]) for i in positions),
         formats=(shown, shown, ".3f", *(["df"] if with_t else []), "p", shown, shown),
         notes=_block_notes(key, parameters, numbers[list(positions), 1], n_experts, scarce),
     )
-
-
-def _expert_title(k: int, shares: Array) -> str:
-    return "Coefficients" if len(shares) == 1 else f"Expert {k} (mean probability {shares[k - 1]:.3f})"
 
 
 def _row_label(parameter: Parameter, key: str, n_experts: int) -> str:
@@ -197,14 +202,10 @@ def _row_label(parameter: Parameter, key: str, n_experts: int) -> str:
     return f"expert {parameter.expert}: {parameter.term}"
 
 
-def _cell(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
 def _block_notes(
     key: str, parameters: Sequence[Parameter], errors: Array, n_experts: int, scarce: bool
 ) -> tuple[str, ...]:
-    """Notes that explain blank cells and asymmetric limits."""
+    """Notes that explain blank cells, and on which scale limits were computed where it is not that of the estimates."""
     blank = [_row_label(p, "", n_experts) for p, se in zip(parameters, errors, strict=True) if np.isnan(se)]
     reason = "on the boundary or not identified"
     if scarce:
@@ -212,20 +213,14 @@ def _block_notes(
     if blank and len(blank) == len(parameters):
         return (f"No valid standard errors for {', '.join(blank)}: {reason}.",)
     notes = [f"No valid standard error for {', '.join(blank)}: {reason}."] if blank else []
-    return (*notes, *_scale_notes(key, parameters))
-
-
-def _scale_notes(key: str, parameters: Sequence[Parameter]) -> list[str]:
-    """On which scale limits were computed where it is not that of the estimates."""
     if key == "random":
-        return [_SCALES_NOTE]
-    notes = []
+        return (*notes, _SCALES_NOTE)
     for scale, words in (("log", "the log scale"), ("atanh", "Fisher's z scale"), ("logit", "log odds")):
-        terms = dict.fromkeys(p.term for p in parameters if scale_of(p) == scale and p.term != "sigma")
+        terms = dict.fromkeys(p.term for p in parameters if p.scale == scale and p.term != "sigma")
         if terms:
             what = "Limits and tests" if scale == "atanh" else "Limits"
             notes.append(f"{what} of {', '.join(terms)} are computed on {words}.")
-    return notes
+    return tuple(notes)
 
 
 class Printed:
@@ -247,13 +242,18 @@ class Printed:
         """What a reader must know, printed below the tables."""
         return ()
 
+    @property
+    def printed_remarks(self) -> tuple[str, ...]:
+        """The remarks as LaTeX and Markdown have them: without what can be done about it."""
+        return self.remarks
+
     def tables(self) -> tuple[Table, ...]:
         """The tables of the record."""
         return ()
 
     def summary(self) -> Summary:
         """Title, tables and remarks; has as_text(), as_html(), as_latex(), as_markdown()."""
-        return named_summary(self.shown_names, self.title, self.tables(), self.remarks)
+        return named_summary(self.shown_names, self.title, self.tables(), self.remarks, self.printed_remarks)
 
     def __str__(self) -> str:
         return self.summary().as_text()

@@ -73,19 +73,19 @@ def _laid_out(tables: Sequence[Table]) -> tuple[list[Table], dict[tuple[str, ...
         cut = [side_by_side(table, least, WIDTH + GAP) for table in alike]
         parts = [_one_layout(part) for part in zip(*cut, strict=True)]
         for those, found in parts:
-            last_resort = [1] * (len(those[0].columns) + 1)
-            layouts[those[0].columns] = found or _Layout(_shrunk(those, last_resort, GAP), GAP)
+            layouts[those[0].columns] = found or _layout(those, _widest(those), [1] * (len(those[0].columns) + 1), GAP)
         fitting |= {i: [those[j] for those, _ in parts] for j, i in enumerate(places)}
     return [part for i in range(len(tables)) for part in fitting[i]], layouts
 
 
 def _one_layout(tables: Sequence[Table]) -> tuple[Sequence[Table], _Layout | None]:
     """Tables with the same heads, with fewer decimals where they must, and their layout; none if they are too wide."""
-    room = (max(_natural(tables)),) * 2
+    widest = _widest(tables)
+    room = (max(widest),) * 2
     for gap, places in ((GAP, room), (1, room), (1, _ROOMY), (1, _TIGHT)):
         least = least_widths(tables, _columns, *places)
         if sum(least) + gap * (len(least) - 1) <= WIDTH:
-            return tables, _Layout(_shrunk(tables, least, gap), gap)
+            return tables, _layout(tables, widest, least, gap)
     fewer = [_with_fewer_decimals(table) for table in tables]
     shorter, layout = (tables, None) if fewer == list(tables) else _one_layout(fewer)
     return (tables, None) if layout is None else (shorter, layout)
@@ -122,16 +122,16 @@ def least_widths(tables: Sequence[Table], measure: Callable[[str], float], label
     return [min(pair) for pair in zip(least, floors, strict=True)]
 
 
-def _natural(tables: Sequence[Table]) -> list[int]:
+def _widest(tables: Sequence[Table]) -> list[int]:
     """Widths that nothing is broken for."""
     rows = [row for table in tables for row in shown_rows(table)]
     return [max(map(_columns, column)) for column in zip(*rows, strict=True)]
 
 
-def _shrunk(tables: Sequence[Table], least: Sequence[float], gap: int) -> tuple[int, ...]:
+def _layout(tables: Sequence[Table], widest: Sequence[int], least: Sequence[float], gap: int) -> _Layout:
     """Places that row labels and columns get in a line."""
-    widths = given_way(_natural(tables), least, tables[0].formats, WIDTH - gap * (len(least) - 1))
-    return tuple(map(int, widths))
+    widths = given_way(widest, least, tables[0].formats, WIDTH - gap * (len(least) - 1))
+    return _Layout(tuple(map(int, widths)), gap)
 
 
 def given_way(widths: Sequence[float], least: Sequence[float], formats: Sequence[str], room: float) -> list[float]:
@@ -302,6 +302,8 @@ def _one_line(value: str) -> str:
 
 def _columns(value: str) -> int:
     """Places that a text takes on a terminal."""
+    if value.isascii():
+        return len(value)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in value)
 
 

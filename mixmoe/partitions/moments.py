@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.design import formulaic_engine
 from mixmoe.design.beside import split_subject
-from mixmoe.design.checks import check_finite
+from mixmoe.design.checks import auxiliary, check_finite
 from mixmoe.design.complete_rows import Rows, without_rows
-from mixmoe.design.design import auxiliary, response_of
+from mixmoe.design.design import response_of
 from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView
 from mixmoe.design.recipe import Recipe, formula_frame

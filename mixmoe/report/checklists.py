@@ -41,8 +41,8 @@ def metric_of_time(e: Evidence) -> str:
 
 def time_within_wave(e: Evidence) -> str:
     """Answers 'How do the times within a wave of measurement vary (mean, variance)?' (GRoLTS 2)."""
-    if e.times is None or e.design.names.group is None:
-        return f"Not reported: {_NO_TIME if e.design.names.group is not None else 'there are no subjects'}."
+    if e.times is None:
+        return f"Not reported: {_NO_TIME}."
     return "Section Data: mean, standard deviation and range of the time of each visit, and how many subjects had it."
 
 
@@ -393,7 +393,7 @@ def _answered(items: Sequence[tuple[str, str, Callable[[Evidence], str]]], evide
 
 
 def check_answers(evidence: Evidence) -> None:
-    """Refuse answers to items that do not exist.
+    """Refuse answers to items that do not exist, or not for this fit.
 
     Raises
     ------
@@ -405,9 +405,15 @@ def check_answers(evidence: Evidence) -> None:
             f"answers has {next(iter(evidence.answers))!r}, but the checklists are for mixtures, which "
             f"{evidence.results.model.spec.name} is not; leave answers= out"
         )
+    courses = [key for key, _, _ in GROLTS]
     for key in evidence.answers:
         if key not in known:
             raise ArgumentError(f"answers has {key!r}; the items are {', '.join(known)}")
+        if key in courses and not evidence.has_subjects:
+            raise ArgumentError(
+                f"answers has {key!r}, an item of GRoLTS, which is about courses of subjects; rows of this fit belong "
+                "to none, so leave it out"
+            )
 
 
 def checklist_table(key: str, title: str, items: Sequence[Item]) -> Table:

@@ -326,15 +326,16 @@ def distinct_ends(logliks: Array) -> Array:
     return ordered[np.append(True, np.diff(ordered) < -SAME)[: len(ordered)]]
 
 
-def end_points_table(logliks: Array) -> Table:
+def end_points_table(logliks: Array, title: str, note: str) -> Table:
     """The best end points of the search and their distances from the best."""
     shown = [float(v) for v in logliks[:_MAX_ENDS]]
+    left = len(logliks) - len(shown)
     return Table(
         key="ends",
-        title="Maxima that were run to convergence",
+        title=title,
         columns=("log-likelihood", "below the best"),
         index=tuple(f"{i + 1}" for i in range(len(shown))),
         cells=tuple((v, shown[0] - v) for v in shown),
         formats=(".3f", ".3f"),
-        notes=((f"{len(logliks) - len(shown)} worse ones are not shown.",) if len(logliks) > len(shown) else ()),
+        notes=(*((f"{left} worse ones are not shown.",) if left else ()), *((note,) if note else ())),
     )

@@ -47,6 +47,8 @@ class Fitted(Protocol):
     @property
     def _starts_words(self) -> str: ...
     @property
+    def _ends_words(self) -> tuple[str, str]: ...
+    @property
     def _described(self) -> Design: ...
     @property
     def _sample_words(self) -> str: ...
@@ -158,9 +160,14 @@ class Evidence:
         return bool(self.results.model.spec.has_experts)
 
     @property
+    def has_subjects(self) -> bool:
+        """Whether rows belong to subjects, so that there are courses."""
+        return self.design.names.group is not None
+
+    @property
     def units(self) -> str:
         """What the independent units are."""
-        return "rows" if self.design.names.group is None else "subjects"
+        return "subjects" if self.has_subjects else "rows"
 
     @property
     def times(self) -> Array | None:
@@ -307,9 +314,11 @@ def remarks(e: Evidence) -> tuple[str, ...]:
         if seed is None
         else f"Random numbers: seed {seed}."
     ]
-    used = e.results.em.starts.n_starts
-    if used:
-        notes.append(f"The fit made {used} start{'s' if used > 1 else ''}, random ones and those of splits and merges.")
+    starts = e.results.em.starts
+    if starts.n_starts:
+        more = starts.asked is not None and starts.n_starts > starts.asked
+        of_experts = f"; asked for were {starts.asked}, the others are splits and merges of experts" if more else ""
+        notes.append(f"The fit made {e.results._starts_words}{of_experts}.")
     own = [name for name, value in e.results.model.settings.items() if not _plain(value)]
     notes += [f"The fit was given {name}= of its own, which text cannot repeat; add it to the code." for name in own]
     if e.results.cov_type in ("cluster", "bootstrap"):

@@ -6,7 +6,7 @@ from hashlib import sha256
 from importlib.resources import files
 
 from mixmoe.errors import MissingExtraError
-from mixmoe.output.plots import inlined, palette
+from mixmoe.output.plots_in_files import inlined, palette
 from mixmoe.output.records import Cell, Table, format_cell
 from mixmoe.output.text import html
 

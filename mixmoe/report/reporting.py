@@ -17,7 +17,8 @@ from mixmoe.errors import ArgumentError
 from mixmoe.families import Model
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.numerics.optimise import loglik_name
-from mixmoe.output.plots import canvas_axes, draw, svg
+from mixmoe.output.plots import canvas_axes, draw
+from mixmoe.output.plots_in_files import svg
 from mixmoe.output.records import Cell, Curve, Observed, Table
 from mixmoe.report.checklists import check_answers, checklist_table, grolts, smart_lca
 from mixmoe.report.described import (
@@ -192,7 +193,7 @@ def sections(e: Evidence, notes: str | None, drawn: bool) -> tuple[Section, ...]
                 (Checklist(_named_answers(e, checklist_table(key, title, items(e)))), Prose(source)),
             )
             for key, short, title, items, source in _GUIDELINES
-            if e.is_mixture
+            if e.is_mixture and (e.has_subjects or key != "grolts")
         ),
         Section("software", "Software and code", (Code(code(e)), *(Prose(note) for note in remarks(e)), versions)),
     )
@@ -302,7 +303,7 @@ def _starts(e: Evidence) -> tuple[Part, ...]:
         ("Starts", e.results._starts_words),
         ("Iterations", em.n_iter),
         ("Evaluations", em.n_evaluations),
-        ("Last gain", f"{gain:.2g}"),
+        ("Last change of the log-likelihood", f"{gain:.2g}"),
         ("Converged", "yes" if em.converged else "NO"),
     )
     if not e.is_mixture:
@@ -316,7 +317,7 @@ def _starts(e: Evidence) -> tuple[Part, ...]:
     return (
         Facts(facts),
         *([Prose(others)] if others else []),
-        end_points_table(distinct_ends(em.starts.logliks)),
+        end_points_table(distinct_ends(em.starts.logliks), *e.results._ends_words),
     )
 
 
@@ -477,7 +478,8 @@ class Reporting:
         -----
         The page needs no other file and no network, runs no script, follows the light or dark setting of its reader and
         prints. Whatever comes from the data is shown as text. Of a mixture it answers the items of GRoLTS (van de
-        Schoot et al. 2017) and SMART-LCA (van Lissa et al. 2023), or says what is not reported and why.
+        Schoot et al. 2017) where rows belong to subjects, and of SMART-LCA (van Lissa et al. 2023), or says what is not
+        reported and why.
 
         References
         ----------
@@ -485,7 +487,10 @@ class Reporting:
         van Lissa, Garnier-Villarreal & Anadria (2023), Structural Equation Modeling, doi:10.1080/10705511.2023.2250920.
         """
         if Path(path).suffix.lower() not in (".html", ".htm"):
-            raise ArgumentError(f"path must end in .html, got {str(path)!r}")
+            raise ArgumentError(
+                f"path must end in .html, got {str(path)!r}; a report is a web page, which a browser prints as PDF; "
+                "to_latex(), to_markdown() and to_excel() write tables for other documents"
+            )
         evidence = gather(self, checked_alpha(alpha), selection, distal, answers, subjects)
         check_answers(evidence)
         made = f"mixmoe, {datetime.now(UTC):%d %B %Y}"

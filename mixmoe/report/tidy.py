@@ -352,7 +352,7 @@ def _panels(results: Sequence[Any], heads: tuple[str, ...], stars: bool) -> list
             names = [(result, known.get(row)) for result, known in zip(results, by_fit, strict=True)]
             index += [row[2] if block == 0 or not row[1] else f"expert {row[1]}: {row[2]}", ""]
             cells += [tuple(_estimate(*one, stars) for one in names), tuple(_error(*one) for one in names)]
-        title = f"Expert {expert}" if block == 0 else BLOCK_TITLES[key]
+        title = f"Expert {expert}" if block == 0 else BLOCK_TITLES[_BLOCKS[block]]
         made.append(Table(key, title, heads, tuple(index), tuple(cells), ("num",) * len(heads)))
     return made
 

@@ -21,7 +21,7 @@ from mixmoe.inference.uncertainty import (
     without_parameters,
 )
 from mixmoe.inference.wald import InvalidTest, WaldTest, parse_hypotheses, wald_test
-from mixmoe.mixture.estimate import Flag, Parameter, ParamLayout
+from mixmoe.mixture.estimate import Flag, Parameter, ParamLayout, Remark
 from mixmoe.mixture.gate import MOVED, units_without
 from mixmoe.numerics.linalg import jacobian
 from mixmoe.output.names import NO_NAMES, Names
@@ -116,7 +116,16 @@ class ThreeStep(Printed):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Method, standard errors and counts."""
+        """Method, standard errors, counts and flags."""
+        return (*self._about, *(flag.message for flag in self.flags))
+
+    @property
+    def printed_remarks(self) -> tuple[str, ...]:
+        """The same without what can be done about flags."""
+        return (*self._about, *(flag.note for flag in self.flags))
+
+    @property
+    def _about(self) -> tuple[str, ...]:
         errors = "over units, as if memberships were known" if self.method == "naive" else "over all three steps"
         strangers = f"; {self.n_strangers} rows of units that the fit does not know were left out"
         return (
@@ -124,7 +133,6 @@ class ThreeStep(Printed):
             f"Standard errors: sandwich {errors}.",
             f"{self.n_used} units used, {self.n_missing} of the fit without complete data"
             f"{strangers if self.n_strangers else ''}.",
-            *(flag.message for flag in self.flags),
         )
 
 
@@ -212,14 +220,24 @@ class Distal(ThreeStep):
     @property
     def remarks(self) -> tuple[str, ...]:
         """Method, standard errors, counts, what speaks against the assumptions, and the overall test."""
+        doubts = () if self._doubts is None else (self._doubts.message,)
+        return (*super(Distal, self).remarks, *doubts, f"All experts alike: {_shown(self.overall)}")
+
+    @property
+    def printed_remarks(self) -> tuple[str, ...]:
+        """The same without what can be done about flags and doubts."""
+        doubts = () if self._doubts is None else (self._doubts.note,)
+        return (*super(Distal, self).printed_remarks, *doubts, f"All experts alike: {_shown(self.overall)}")
+
+    @property
+    def _about(self) -> tuple[str, ...]:
         adjusted = ("Adjusted: averaged over the other predictors of all units used.",) if self.adjusted else ()
-        doubts = () if self.skewness is None or not self.skewness.doubtful else (_normality_doubts(self.skewness),)
-        return (
-            *super(Distal, self).remarks,
-            *adjusted,
-            *doubts,
-            f"All experts alike: {_shown(self.overall)}",
-        )
+        return (*super(Distal, self)._about, *adjusted)
+
+    @property
+    def _doubts(self) -> Remark | None:
+        """What speaks against normal outcomes."""
+        return _normality_doubts(self.skewness) if self.skewness is not None and self.skewness.doubtful else None
 
     def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
         """Mean or probabilities by expert, with limits of level 1 - `alpha`.
@@ -393,15 +411,16 @@ def _checked_normality(made: Assignment, outcomes: Outcomes, X: Array, scale: fl
         return None
     found = skewness(made, outcomes.units, outcomes.response.astype(float) / scale, X)
     if found.doubtful:
-        warn(_normality_doubts(found), AssumptionWarning)
+        warn(_normality_doubts(found).message, AssumptionWarning)
     return found
 
 
-def _normality_doubts(found: Skewness) -> str:
+def _normality_doubts(found: Skewness) -> Remark:
     each = ", ".join(f"{value:.2f} in expert {k + 1}" for k, value in enumerate(found.values))
-    return (
+    return Remark(
         f"The outcome is not normal given the expert (skewness {each}; {_p_shown(found.pvalue)}), as method='ml' takes "
-        "it to be, which may bias the means by more than the error of classification does; use method='bch'."
+        "it to be, which may bias the means by more than the error of classification does",
+        "use method='bch'.",
     )
 
 
@@ -452,7 +471,8 @@ def _about_covariates(
             "separated_gate",
             f"{cause} leave{'s' if len(names) == 1 else ''} no units to {'; to '.join(places)}: the probability there "
             f"is zero, and {infinite}; the printed values only say so and have no standard errors, and joint tests are "
-            "without them. Merge levels or leave out covariates, or use fewer experts.",
+            "without them.",
+            "Merge levels or leave out covariates, or use fewer experts.",
         ),
     )
 
@@ -469,7 +489,8 @@ def _about_outcome(
             Flag(
                 "separated",
                 "Predictors leave no units to an expert somewhere, or the outcome does not vary under one: what says "
-                "so is infinite and has no standard error. Leave out predictors, merge levels, or use method='bch'.",
+                "so is infinite and has no standard error.",
+                "Leave out predictors, merge levels, or use method='bch'.",
             ),
         )
     experts = sorted({p.expert for p, b in zip(margins.layout.parameters, blank, strict=True) if b and p.expert})
@@ -478,8 +499,8 @@ def _about_outcome(
             "separated",
             f"A category of the outcome never, or always, occurs under expert {', '.join(map(str, experts))}: its "
             "coefficients are infinite, the printed values only say so, and neither they nor the probabilities there "
-            "have standard errors or tests. For their limits take those of a proportion of none among the units of the "
-            "expert, or merge categories.",
+            "have standard errors or tests.",
+            "For their limits take those of a proportion of none among the units of the expert, or merge categories.",
         ),
     )
 

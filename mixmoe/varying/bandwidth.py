@@ -344,8 +344,8 @@ def forced_flag(forced: Forced, names: Sequence[str], bandwidth: float, word: st
     return Flag(
         "forced_bandwidth",
         f"The {word} {bandwidth:.4g} is as wide as {named} needs: {forced.fault.text.split(' (')[0]}.{rest} "
-        f"Functions that bend more are cut off; hold {named} constant by const(...), leave it out, or leave out that "
-        "part of the index.",
+        f"Functions that bend more are cut off",
+        f"hold {named} constant by const(...), leave it out, or leave out that part of the index.",
     )
 
 

@@ -261,7 +261,10 @@ class FittedVCMoE:
         """Why the number of experts cannot be tested, None if it can."""
         if self.clusters is None:
             return None
-        return "rows of a cluster are not independent, and the model cannot draw them; fit a MEMoE with re: instead"
+        return (
+            "rows of a cluster are not independent, and the model cannot draw them; where clusters are few, have them "
+            "as a term, const(group), instead of cluster=; of kinds of whole clusters, a MEMoE with re: has a test"
+        )
 
     def estimated(self, fit: EMFit) -> Estimated:
         """The fit as tests of the number of experts need it."""

@@ -12,7 +12,7 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.cells import infinite_words
 from mixmoe.inference.uncertainty import DESCRIPTIONS
-from mixmoe.mixture.estimate import Flag
+from mixmoe.mixture.estimate import Flag, Remark
 from mixmoe.output.records import Cell, Curve, Table, told_apart, value_format
 from mixmoe.output.text import GAP, WIDTH
 from mixmoe.results import column_facts
@@ -125,8 +125,8 @@ def _searched(text: str, table: pd.DataFrame | None) -> str:
     return text if table is None else f"{text} (cross-validated)"
 
 
-def notes(results: "VCMoEResults") -> tuple[str, ...]:
-    """What a reader must know: the covariance, and each flag of the fit."""
+def about_errors(results: "VCMoEResults") -> tuple[str, ...]:
+    """What a reader must know beside the flags of the fit: the covariance, and the penalty."""
     cov = results.cov
     about = f"Standard errors: {DESCRIPTIONS[cov.kind]}{'; ' + cov.note if cov.note else ''}."
     penalty = results.model.problem.rows.penalty
@@ -138,7 +138,7 @@ def notes(results: "VCMoEResults") -> tuple[str, ...]:
             "log-likelihoods; log-likelihood and criteria are without the penalty.",
         )
     )
-    return (about, *penalised, *(flag.message for flag in results.flags))
+    return (about, *penalised)
 
 
 def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tuple[Table, ...]:
@@ -247,7 +247,10 @@ def function_tables(
     infinite = _infinite_note(varying, f"{INFINITE_MARK} ")
     *others, last = [table for table in tables if table.index]
     about = _about_functions(index, alpha, p_values is not None, _own_bandwidth(model, bands))
-    return (*others, replace(last, notes=(about, *infinite, *band_notes(model, bands, flags))))
+    marks, remarks = [Remark(note) for note in infinite], band_remarks(model, bands, flags)
+    below = [about, *marks, *remarks]
+    told, printed = tuple(r.message for r in below), tuple(r.note for r in below)
+    return (*others, replace(last, notes=told, printed=printed))
 
 
 def _ranges(model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None) -> Table:
@@ -282,23 +285,21 @@ def _own_bandwidth(model: FittedVCMoE, bands: pd.DataFrame) -> str:
     return "" if np.isclose(own, fitted) else f" at bandwidth {own:.4g}"
 
 
-def _about_functions(index: str, alpha: float, tested: bool, at: str) -> str:
+def _about_functions(index: str, alpha: float, tested: bool, at: str) -> Remark:
     """What the columns and the lines of limits in the tables of functions are."""
-    test = (
-        "P const.: asymptotic GLR test that the function is constant; test_varying() has the bootstrap, which assumes "
-        "less."
-    )
+    test = "P const.: asymptotic GLR test that the function is constant"
     untested = (
         "There is no test that a function is constant: rows of a cluster are not independent, which its null "
         "distribution needs; a constant is ruled out where no horizontal line fits into the band."
     )
-    return (
+    return Remark(
         f"Lower, upper: {100 * (1.0 - alpha):g} % simultaneous bands over the whole range of {index}, robust bias "
-        f"correction{at}. {test if tested else untested}"
+        f"correction{at}. {test if tested else untested}",
+        "test_varying() has the bootstrap, which assumes less." if tested else "",
     )
 
 
-def band_notes(model: FittedVCMoE, bands: pd.DataFrame, flags: Sequence[Flag]) -> list[str]:
+def band_remarks(model: FittedVCMoE, bands: pd.DataFrame, flags: Sequence[Flag]) -> list[Remark]:
     """What a reader of bands must know, with one advice about the bandwidth.
 
     Where local fits fail for want of rows, a smaller bandwidth makes more of them fail: it is no advice for bands that
@@ -314,58 +315,67 @@ def band_notes(model: FittedVCMoE, bands: pd.DataFrame, flags: Sequence[Flag]) -
         wide_bands(windows.bandwidth, wanting) if wide else None,
         outside_bands(bands, wanting),
     )
-    return [note for note in found if note is not None]
+    return [remark for remark in found if remark is not None]
 
 
-def lost_bands(bands: pd.DataFrame, wide: bool = False) -> str | None:
+def lost_bands(bands: pd.DataFrame, wide: bool = False) -> Remark | None:
     """In words: for which functions there are no bands for want of a maximum; None if there is one everywhere."""
     where = _marked(bands, LOST)
-    return where and (
+    if where is None:
+        return None
+    return Remark(
         f"There are no bands {where}: the local fit behind them (local-quadratic by default) has no maximum near the "
-        f"fit there; use {'' if wide else 'a larger bandwidth or '}fewer experts, or bias='none', whose bands leave "
-        "out the bias."
+        "fit there",
+        f"use {'' if wide else 'a larger bandwidth or '}fewer experts, or bias='none', whose bands leave out the bias.",
     )
 
 
-def wide_bands(bandwidth: float, wanting: bool) -> str:
+def wide_bands(bandwidth: float, wanting: bool) -> Remark:
     """What a bandwidth of half the range means for bands; a smaller one is the way out unless bands are wanting."""
-    way_out = "" if wanting else "; a smaller bandwidth gives wider, safer bands"
-    return (
+    return Remark(
         f"The bandwidth {bandwidth:.4g} is at least half the range of the index: bands hold the functions only "
-        f"if they bend no more than parabolas within such windows{way_out}."
+        f"if they bend no more than parabolas within such windows{'.' if wanting else ''}",
+        "" if wanting else "a smaller bandwidth gives wider, safer bands.",
     )
 
 
-def thin_bands(bands: pd.DataFrame, wide: bool, closed: bool) -> str | None:
+def thin_bands(bands: pd.DataFrame, wide: bool, closed: bool) -> Remark | None:
     """In words: for which functions there are no bands because too few rows carry them; None if enough do."""
     where = _marked(bands, THIN)
-    return where and (
+    if where is None:
+        return None
+    return Remark(
         f"Bands hold over the range of the index that the rows support; there are none {where}, where standard errors "
-        f"have fewer than {LEAST_DF:g} degrees of freedom{'' if closed else ', as at thin ends of the index'}; use "
-        f"{'fewer experts or terms' if wide else 'a larger bandwidth'}."
+        f"have fewer than {LEAST_DF:g} degrees of freedom{'' if closed else ', as at thin ends of the index'}",
+        f"use {'fewer experts or terms' if wide else 'a larger bandwidth'}.",
     )
 
 
-def limited_bands(bands: pd.DataFrame) -> str | None:
+def limited_bands(bands: pd.DataFrame) -> Remark | None:
     """In words: which dispersions run to their limits; None if none does."""
     where = _marked(bands, AT_LIMIT)
-    return where and (
+    if where is None:
+        return None
+    return Remark(
         f"The dispersion behind the band runs to its limit {where}: it has no standard error there. Limits of theta "
         "are those of its likelihood, and an infinite one says that counts are no more variable than Poisson."
     )
 
 
-def outside_bands(bands: pd.DataFrame, wanting: bool) -> str | None:
+def outside_bands(bands: pd.DataFrame, wanting: bool) -> Remark | None:
     """In words: which estimates lie outside their bands; None if none does."""
     where = _marked(bands, OUTSIDE)
+    if where is None:
+        return None
     advice = (
-        "believe the band, and look again once what is said above is mended"
+        "believe the band, and look again once what is said above is mended."
         if wanting
-        else "use a smaller bandwidth, or believe the band"
+        else "use a smaller bandwidth, or believe the band."
     )
-    return where and (
+    return Remark(
         f"Estimates lie outside their own bands {where} ({STAR} in the tables): the correction for bias moves the "
-        f"function by more than the half-width of its band; {advice}."
+        "function by more than the half-width of its band",
+        advice,
     )
 
 
@@ -454,7 +464,7 @@ def drawn_bands(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) 
         frames[of] = results._bands(BandRequest(of, **given).checked(), rng)
     gaps = lost_bands(pd.concat(frames.values()))
     if gaps is not None:
-        warn(gaps, ConvergenceWarning)  # once for the figure
+        warn(gaps.message, ConvergenceWarning)  # once for the figure
     return frames
 
 

@@ -107,8 +107,9 @@ def _sparse(problem: Problem, index_name: str) -> Flag | None:
     return Flag(
         "sparse_index",
         f"Four fifths of the rows lie between {low:.4g} and {high:.4g} of {index_name}, but the thin rest of its range "
-        f"forces a bandwidth of {h:.4g}, in which functions are nearly straight lines; spread the index more evenly, "
-        "for instance by its logarithm or its ranks, or give a span= in the place of the bandwidth.",
+        f"forces a bandwidth of {h:.4g}, in which functions are nearly straight lines",
+        "spread the index more evenly, for instance by its logarithm or its ranks, or give a span= in the place of "
+        "the bandwidth.",
     )
 
 
@@ -118,7 +119,8 @@ def _convergence(run: Run, control: Control) -> Flag | None:
     return Flag(
         "not_converged",
         f"The functions still changed by {run.change:.2g} of their scale after {len(run.trace) - 1} iterations "
-        f"(tolerance {control.tolerance:g}); raise max_iter, use a larger bandwidth or fewer experts.",
+        f"(tolerance {control.tolerance:g})",
+        "raise max_iter, use a larger bandwidth or fewer experts.",
     )
 
 
@@ -136,7 +138,8 @@ def _coarse(problem: Problem) -> Flag | None:
     return Flag(
         "coarse_grid",
         f"The grid step {step:.3g} is more than half the bandwidth {narrow:.3g}, so that functions are interpolated "
-        f"across bends; use n_grid of at least {int(np.ceil(4.0 * problem.windows.span / narrow)) + 1}.",
+        "across bends",
+        f"use n_grid of at least {int(np.ceil(4.0 * problem.windows.span / narrow)) + 1}.",
     )
 
 
@@ -148,8 +151,8 @@ def _lost(problem: Problem, run: Run, name: str) -> Flag | None:
         "no_local_maximum",
         f"At {run.lost.sum()} of {len(run.lost)} grid points, {name} = {_runs(problem.windows.shown, run.lost)}, "
         "the local likelihood has no maximum near the joint fit: the functions there are those of the joint fit, and "
-        "bands, if bands() has any there, those of another, local-quadratic fit; use a larger bandwidth, fewer experts "
-        "or bands(method='bootstrap').",
+        "bands, where there are any, those of another, local-quadratic fit",
+        "use a larger bandwidth, fewer experts or bands(method='bootstrap').",
     )
 
 
@@ -164,14 +167,16 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
         return Flag(
             "degenerate",
             f"sigma is held at its floor {np.exp(problem.floor):.3g} for {where}: the expert has collapsed on a few "
-            "rows; use fewer experts, a larger bandwidth, or lower sigma_floor if errors that small are real.",
+            "rows",
+            "use fewer experts, a larger bandwidth, or lower sigma_floor if errors that small are real.",
         )
     if high.any() and problem.family.name == "gaussian":
         where = _where(problem, high, name)
         return Flag(
             "degenerate",
             f"sigma runs off to its ceiling {np.exp(problem.ceiling):.3g} for {where}: hardly a row speaks for the "
-            "expert there, as across a gap of the index; use a larger bandwidth, or fewer experts.",
+            "expert there, as across a gap of the index",
+            "use a larger bandwidth, or fewer experts.",
         )
     if isinstance(problem.family, ZeroInflated):
         return _certain_zeros(problem, low, high, name)
@@ -179,7 +184,7 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
         where = _where(problem, high, name)
         return Flag(
             "boundary",
-            f"theta is at its ceiling {np.exp(problem.ceiling):.3g} for {where}: no more variable than Poisson there; "
+            f"theta is at its ceiling {np.exp(problem.ceiling):.3g} for {where}: no more variable than Poisson there",
             "family='poisson' or dispersion='const' may do.",
         )
     return None
@@ -188,19 +193,20 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
 def _certain_zeros(problem: Problem, low: BoolArray, high: BoolArray, name: str) -> Flag | None:
     """Probabilities of a certain zero on their limits, (G, K) each."""
     assert isinstance(problem.family, ZeroInflated)
-    said = []
+    facts, remedies = [], []
     if low.any():
-        said.append(
+        facts.append(
             f"The probability of a certain zero is at its least value, {expit(problem.floor):.1g}, for "
-            f"{_where(problem, low, name)}: no more zeros there than the counts themselves have; "
-            f"family={problem.family.base.name!r} may do."
+            f"{_where(problem, low, name)}: no more zeros there than the counts themselves have."
         )
+        remedies.append(f"There family={problem.family.base.name!r} may do.")
     if high.any():
-        said.append(
+        facts.append(
             f"The probability of a certain zero is at its largest value, {expit(problem.ceiling):.4g}, for "
-            f"{_where(problem, high, name)}: hardly a count there but zero; use a larger bandwidth or fewer experts."
+            f"{_where(problem, high, name)}: hardly a count there but zero."
         )
-    return Flag("boundary", " ".join(said)) if said else None
+        remedies.append("For counts that are hardly but zero use a larger bandwidth or fewer experts.")
+    return Flag("boundary", " ".join(facts), " ".join(remedies)) if facts else None
 
 
 def _where(problem: Problem, bad: BoolArray, name: str) -> str:
@@ -237,7 +243,8 @@ def _thin(problem: Problem, weighted: Array, name: str) -> Flag | None:
     return Flag(
         "small_expert",
         f"Too few rows for {_where(problem, bad, name)} (down to {mass[least]:.1f} rows): its functions there rest on "
-        "the gate alone; use fewer experts or a larger bandwidth.",
+        "the gate alone",
+        "use fewer experts or a larger bandwidth.",
     )
 
 
@@ -279,7 +286,8 @@ def separation_flag(
         f"{cause} leave{'' if many else 's'} no rows to {'; to '.join(places)}: the probability is zero there (log "
         f"odds beyond {INFINITE:g} for {100 * share:.0f} % of the rows), and "
         f"{infinite_words(names) if names else 'the gate coefficients are infinite'} there; printed values only say "
-        f"so. Use gate_penalty='firth' (or a number such as 1) for finite coefficients, {leave}a larger gate_bandwidth "
+        f"so.",
+        f"Use gate_penalty='firth' (or a number such as 1) for finite coefficients, {leave}a larger gate_bandwidth "
         "or fewer experts.",
     )
 
@@ -341,17 +349,18 @@ def _separated_expert(problem: Problem, natural: Natural, weighted: Array, name:
     where = _where(problem, (within > SEPARATED) & (carried > FEW), name)
     share = f"for {100 * total:.0f} % of the rows" + (f", {where}" if where else "")
     if binomial:
-        text = (
+        return Flag(
+            "separated_expert",
             f"Fitted probabilities are zero or one (log odds beyond {INFINITE:g}) {share}: a covariate separates "
-            "the responses and its coefficient has no finite maximum; use a larger bandwidth or fewer terms."
+            "the responses and its coefficient has no finite maximum",
+            "use a larger bandwidth or fewer terms.",
         )
-    else:
-        text = (
-            f"Fitted means are zero (below {np.exp(-INFINITE):.1g}) {share}: all counts there are zero, and the "
-            f"predictor, which has no finite maximum, is held near {LEAST_ETA:.3g}; use a larger bandwidth, fewer "
-            "terms or experts, or leave out the part of the index without counts."
-        )
-    return Flag("separated_expert", text)
+    return Flag(
+        "separated_expert",
+        f"Fitted means are zero (below {np.exp(-INFINITE):.1g}) {share}: all counts there are zero, and the "
+        f"predictor, which has no finite maximum, is held near {LEAST_ETA:.3g}",
+        "use a larger bandwidth, fewer terms or experts, or leave out the part of the index without counts.",
+    )
 
 
 def _window_mass(problem: Problem, weighted: Array) -> Array:
@@ -368,7 +377,8 @@ def _one_trial(problem: Problem) -> Flag | None:
     return Flag(
         "weak_identification",
         f"A mixture of {problem.slots.n_experts} experts for a response with one trial per row is hardly identified: "
-        "different experts can give the same probabilities; pool rows into successes of trials, or use experts=1.",
+        "different experts can give the same probabilities",
+        "pool rows into successes of trials, or use experts=1.",
     )
 
 
@@ -383,7 +393,8 @@ def _few_clusters(clusters: NDArray[np.intp] | None) -> Flag | None:
     return Flag(
         "few_clusters",
         f"There are only {n_clusters(clusters)} clusters: standard errors and bands over clusters rest on as many "
-        "independent units and are too small; treat the cluster as a term of the formula, or collect more.",
+        "independent units and are too small",
+        "treat the cluster as a term of the formula, or collect more.",
     )
 
 

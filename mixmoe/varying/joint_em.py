@@ -503,10 +503,11 @@ def shape_flag(problem: Problem) -> Flag | None:
         return Flag(
             "boundary",
             f"theta is at its largest value {value:.3g}: counts that are no certain zeros are no more variable than "
-            "Poisson; family='zipoisson' does.",
+            "Poisson",
+            "family='zipoisson' does.",
         )
     return Flag(
         "boundary",
-        f"The degrees of freedom of the errors are at their largest value {NORMAL:g}: the errors are normal; "
+        f"The degrees of freedom of the errors are at their largest value {NORMAL:g}: the errors are normal",
         "errors_dist='normal' does.",
     )

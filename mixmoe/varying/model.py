@@ -23,6 +23,7 @@ from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.output.saved import SavedFit
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.exponential import family_named
+from mixmoe.responses.offsets import warn_of_offset
 from mixmoe.varying.bandwidth import (
     Bandwidths,
     BandwidthSearch,
@@ -225,6 +226,7 @@ class VCMoE:
         self.gate_penalty = checked_gate_penalty(gate_penalty)
         data_rows = self._sorted()
         self.data: Sorted = replace(data_rows, rows=replace(data_rows.rows, penalty=self.gate_penalty))
+        warn_of_offset(self.design, self.family.name)
         checked_index_name(str(self.design.names.index))
         checked_index(self.data.rows.index, str(self.formula.vary))
         check_errors(self.data.rows, self.family, str(self.design.names.response))

@@ -178,7 +178,7 @@ class VCMoEResults(MoEResults):
         frame = self._bands(request.checked(), rng)
         gaps = function_tables.lost_bands(frame)
         if gaps is not None:
-            warn(gaps, ConvergenceWarning)
+            warn(gaps.message, ConvergenceWarning)
         return frame
 
     def test_varying(
@@ -345,7 +345,11 @@ class VCMoEResults(MoEResults):
             See `tables`.
         """
         tables = self.tables(alpha, at, progress=progress)
-        return named_summary(self.shown_names, function_tables.title(self), tables, function_tables.notes(self))
+        return named_summary(self.shown_names, function_tables.title(self), tables, self._remarks, self._printed)
+
+    @property
+    def _about_errors(self) -> tuple[str, ...]:
+        return function_tables.about_errors(self)
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
@@ -381,8 +385,17 @@ class VCMoEResults(MoEResults):
     @property
     def _starts_words(self) -> str:
         """Of many random starts only few distinct ones go on, so that the best is not counted among all of them."""
-        reached = f"of {self._rivals} distinct ones followed to the end {self.em.starts.n_replicated} reached the best"
-        return f"{self.em.starts.n_starts} of each kind; {reached}"
+        n, best = self._rivals, self.em.starts.n_replicated
+        found = "they led to one solution" if n == 1 else f"{best} of {n} distinct solutions within 0.5 of the best"
+        return f"{self.em.starts.n_starts} of each kind; {found}"
+
+    @property
+    def _ends_words(self) -> tuple[str, str]:
+        """Starts are compared after a few iterations of the joint EM, from the best of which the fit goes on."""
+        return "Distinct solutions after a few iterations from the starts", (
+            f"The best of them went on to the fit, whose log-likelihood is {self.llf:.3f}. The joint EM ascends the "
+            "log-likelihood only nearly, so that the last change may be below zero."
+        )
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:

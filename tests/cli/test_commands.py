@@ -147,7 +147,7 @@ def test_wrong_use_ends_with_two(arguments, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fit", "d.csv", "y~x", "--family", "negbinomial"], "given as --option family=VALUE; see mixmoe fit --help"),
+        (["fit", "d.csv", "y~x", "--errors-dist", "t"], "given as --option errors_dist=VALUE; see mixmoe fit --help"),
         (["select", "d.csv", "y~x", "--errors-by=expert"], "given as --option errors_by=VALUE"),
         (["predict", "fit.mixmoe", "d.csv", "--knd", "mean"], "mixmoe predict has no --knd; see mixmoe predict --help"),
         (["fit", "d.csv", "y~x", "z"], "mixmoe fit does not know what 'z' is"),
@@ -188,10 +188,14 @@ def test_selection(here, data, capsys):
 
 
 def test_selection_among_families(here, capsys):
-    mm.simulate.memoe("count", n_subjects=40, rng=1).data.to_csv("counts.csv", index=False)
-    options = ["--experts", "1", "--option", "family=poisson,negativebinomial", "--out", "c.csv", "--quiet"]
-    assert main(["select", "counts.csv", "y ~ time + x1 | re: (1 | id)", *options]) == 0
-    assert list(pd.read_csv("c.csv")["family"]) == ["poisson", "negbinomial"]
+    counts = mm.simulate.memoe("count", n_subjects=40, rng=1).data
+    counts.to_csv("counts.csv", index=False)
+    options = ["--experts", "1", "--family", "poisson,negativebinomial", "--offset", "x1", "--out", "c.csv", "--quiet"]
+    assert main(["select", "counts.csv", "y ~ time | re: (1 | id)", *options]) == 0
+    frame = pd.read_csv("c.csv")
+    assert list(frame["family"]) == ["poisson", "negbinomial"]
+    alone = mm.fit("y ~ time | re: (1 | id)", counts, 1, family="poisson", offset="x1")
+    assert frame["bic"][0] == pytest.approx(alone.bic, abs=1e-3)
 
 
 def test_selection_that_fails(here, capsys):

@@ -27,6 +27,7 @@ from mixmoe.results import Results
 from mixmoe.three_step.distal import Distal, Predictors
 from mixmoe.varying.glr import GLRTest
 from tests.contract.toy import Toy
+from tests.typeset import faults_of_tables
 
 GAUSSIAN = "y ~ time | re: (1 | id)"
 CASES = {  # name -> family, formula, options of mm.fit
@@ -195,16 +196,19 @@ def printed_width(found):
 
 @pytest.mark.filterwarnings("ignore::mixmoe.errors.MixmoeWarning")
 def test_every_public_name_answers_or_says_why_not(case, tmp_path):
+    tables = [case.fit.summary().as_latex(), case.fit.to_latex(tables="header")]
     for name in sorted(public_names(case.fit)):
         assert name in CALLS or name in ATTRIBUTES, f"give {name} arguments in CALLS, or its type in ATTRIBUTES"
         found, expected = answer(case, name, tmp_path)
         assert isinstance(found, (expected, InvalidTest)), f"{name}: {found!r}"
         assert printed_width(found) <= 80, f"{name}:\n{found}"
+        tables += [found.to_latex()] if printed_width(found) and hasattr(found, "to_latex") else []
         if isinstance(found, InvalidTest | MixmoeError):
             reason = found.reason if isinstance(found, InvalidTest) else str(found)
             assert len(reason) > 20, name
             assert case.spec.has_experts or not re.search("fit two experts|at least (2|two) experts", reason), name
     plt.close("all")
+    assert faults_of_tables(tables, tmp_path) == []
 
 
 def test_the_names_of_mixtures_are_known_to_every_family(case):
@@ -247,8 +251,9 @@ def test_saved_fits_come_back(case, tmp_path):
 def test_reports_hold_what_the_family_has(case, tmp_path):
     page = case.fit.report(tmp_path / "report.html", figures=False).read_text(encoding="utf-8")
     assert case.spec.title.split(":")[0] in page
-    for word in ("GRoLTS", "SMART-LCA", "Experts", "Gate part", "Classification"):
+    for word in ("SMART-LCA", "Experts", "Gate part", "Classification"):
         assert (word in page) == case.spec.has_experts, word
+    assert ("GRoLTS" in page) == (case.spec.has_experts and "re:" in case.formula)  # it is about courses of subjects
     if not case.spec.has_experts:
         assert "ntropy" not in page
         with pytest.raises(ArgumentError, match="the checklists are for mixtures, which NME is not"):

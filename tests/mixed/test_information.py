@@ -13,9 +13,8 @@ from mixmoe.errors import ArgumentError, BoundaryWarning, DegeneracyWarning, Mix
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed import estimation as bootstrap
 from mixmoe.mixed.ascents import permute
-from mixmoe.mixed.boundary import Basis
+from mixmoe.mixed.boundary import Basis, invert_information
 from mixmoe.mixed.estimation import Resample, resampled
-from mixmoe.mixed.information import invert_information
 from mixmoe.mixed.likelihood.observed import observed_information, subject_scores
 from mixmoe.mixed.parameters import free_to_reported_jacobian
 from tests import dense

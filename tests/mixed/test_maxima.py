@@ -10,9 +10,8 @@ from scipy import stats
 
 import mixmoe as mm
 from mixmoe.errors import ApproximationWarning, DegeneracyWarning, DesignError
-from mixmoe.mixed import ascents, end_points
+from mixmoe.mixed import ascents, boundary, end_points
 from mixmoe.mixed import degeneracy as flags
-from mixmoe.mixed import information as covariance
 from mixmoe.mixed import search as estimate
 from mixmoe.mixed.end_points import collapsed
 from mixmoe.mixed.likelihood.observed import evaluate
@@ -369,7 +368,7 @@ def test_proportional_covariances_of_which_one_all_but_vanishes(tiny, data):
     factor[tiny] *= 1e-6
     theta = working_to_free(s, replace(params, factor=factor[None]))[0]
     before = evaluate(problem, theta[None]).loglik[0]
-    at = covariance.find_boundary(problem, model.coordinates, theta)
+    at = boundary.find_boundary(problem, model.coordinates, theta)
     kept = free_to_working(s, at.theta[None]).factor[0]
     assert at.dead[problem.free.scale[1:]].tolist() == [tiny == 1, tiny == 2]
     assert not at.dead[np.setdiff1d(np.arange(theta.size), problem.free.scale[1:])].any()

@@ -1,8 +1,6 @@
 """LaTeX that compiles whatever the names are."""
 
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from mixmoe.output.latex import latex
 from mixmoe.output.latex import latex_escape as escape
 from mixmoe.output.records import Table
 from tests.fake_model import make_data, make_results
+from tests.typeset import compiled, faults, needs_pdflatex
 
 AWKWARD = (
     "x_1",
@@ -43,15 +42,6 @@ def table(names=AWKWARD, key="one", title="Panel a_b", columns=("Estimate", "P>|
     return Table(key, title, columns, tuple(names), tuple((-1.5, 0.0001) for _ in names), ("num", "p"), notes)
 
 
-def compiled(source, folder):
-    (folder / "t.tex").write_text(source, encoding="utf-8")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
-
-
-needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-
-
 @needs_pdflatex
 def test_awkward_names_compile(tmp_path):
     source = latex([table()], "Caption with 50 % & _x_", "tab:awkward_1", ["A note: \\ {"], standalone=True)
@@ -68,9 +58,7 @@ def test_a_fit_compiles_as_a_fragment(tmp_path):
     fit = make_results("y ~ time * x_1 + C(g) | gate: `a&b%` | re: (1 + time | id)", data, blank=(16,))
     fit.to_latex(tmp_path / "table.tex", caption="Trajectories", label="tab:one")
     document = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n\\input{table.tex}\n"
-    run = compiled(document + "See~\\ref{tab:one}.\n\\end{document}\n", tmp_path)
-    assert run.returncode == 0, run.stdout[-2000:]
-    assert "Missing character" not in run.stdout
+    assert faults(document + "See~\\ref{tab:one}.\n\\end{document}\n", tmp_path) == []
 
 
 _LONG = "C(treatment, Treatment('placebo'))[T.D-penicillamine]:bs(years_since_entry, df=4)[3]"
@@ -84,9 +72,7 @@ def test_nothing_stands_out_of_the_text(tmp_path, n_columns):
     cells = tuple((cell,) * n_columns for cell in ("-1.5", "12.345**", "(0.123)", "", "-25.547, 20.613"))
     wide = Table("a", "A title", columns, label, cells, ("num",) * n_columns)
     words = Table("b", "", ("message", "n"), ("flag",), (("many words " * 20, 3),), ("text", "num"))
-    run = compiled(latex([wide, words], "Cap", notes=[f"note on {_LONG}" * 3], standalone=True), tmp_path)
-    assert run.returncode == 0, run.stdout[-2000:]
-    assert [float(pt) for pt in re.findall(r"Overfull \\hbox \(([\d.]+)pt", run.stdout) if float(pt) > 1.0] == []
+    assert faults(latex([wide, words], "Cap", notes=[f"note on {_LONG}" * 3], standalone=True), tmp_path) == []
 
 
 def test_a_label_is_broken_only_where_the_line_has_no_room():
@@ -102,15 +88,43 @@ def test_a_label_is_broken_only_where_the_line_has_no_room():
 
 
 @needs_pdflatex
+@pytest.mark.parametrize(("n_rows", "n_notes", "n_floats"), [(30, 3, 1), (46, 12, 2), (110, 2, 3), (8, 40, 3)])
+def test_notes_and_rows_stay_on_the_page(tmp_path, n_rows, n_notes, n_floats):
+    note = "There are no bands at up to 5 of 50 grid points for 6 functions: the local fit has no maximum there. " * 2
+    rows = [f"expert1.Intercept.{i}" for i in range(n_rows)]
+    source = latex([table(rows, notes=())], "A caption of several lines " * 5, notes=[note] * n_notes, standalone=True)
+    assert faults(source, tmp_path) == []
+    assert source.count(r"\begin{table}") == n_floats
+    assert source.count("There are no bands") == 2 * n_notes  # none is lost
+
+
+@needs_pdflatex
+def test_lines_of_broken_labels_count(tmp_path):
+    cells = (("-1.5",) * 9,) * 20
+    long = Table("a", "Title", tuple("abcdefghi"), (_LONG,) * 20, cells, ("num",) * 9, notes=("About it.",) * 3)
+    source = latex([long, long], "Cap", notes=["And a note."] * 5, standalone=True)
+    assert faults(source, tmp_path) == []
+    assert source.count("(continued)") > 1
+    for text, n in (("And a note.", 5), ("About it.", 6), ("$-$1.5", 360)):
+        assert source.count(text) == n
+
+
+@needs_pdflatex
 def test_long_tables_continue_on_the_next_page(tmp_path):
     source = latex([table([f"x_{i}" for i in range(95)])], "Long", "tab:long", ["last"], standalone=True)
     assert source.count(r"\begin{table}") == 3
     assert source.count(r"\label{tab:long}") == 1
     assert source.count("Long (continued)") == 2
     assert source.count("last") == 1
-    run = compiled(source, tmp_path)
-    assert run.returncode == 0, run.stdout[-2000:]
-    assert "Float too large" not in run.stdout
+    assert faults(source, tmp_path) == []
+
+
+@needs_pdflatex
+def test_titles_wider_than_their_tables(tmp_path):
+    few = Table("a", "Probability of being classified as, by expert", ("as 1",), ("expert 1",), ((1.0,),), ("num",))
+    other = Table("b", "A title of many words " * 8, ("x", "y"), ("b",), ((1.0, 2.0),), ("num", "num"))
+    assert faults(latex([few, other], standalone=True), tmp_path) == []
+    assert faults(latex([few], standalone=True), tmp_path) == []
 
 
 def test_the_output_is_ascii():

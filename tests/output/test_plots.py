@@ -95,6 +95,24 @@ def test_a_figure_says_that_courses_on_grades_were_moved():
     assert many.endswith(" courses shown, each a little up or down")
 
 
+def test_courses_go_through_the_means_of_rows_at_one_place():
+    """Four prompts a day would be joined to a vertical line over each day."""
+    x, y = np.array([1.0, 0.0, 1.0, 0.0, 2.0, 2.0]), np.array([4.0, 1.0, 6.0, 3.0, 0.0, 9.0])
+    seen = Observed(x, y, np.array([0, 0, 0, 0, 0, 1]), np.array([1, 1]))
+    axes = draw([replace(curve(), xlabel="`day`")], seen).axes[0]
+    lines = [line for line in axes.lines if line.get_linewidth() == 0.7]
+    assert [line.get_xdata().tolist() for line in lines] == [[0.0, 1.0, 2.0]]
+    assert [line.get_ydata().tolist() for line in lines] == [[2.0, 5.0, 0.0]]
+    assert [text.get_text() for text in axes.texts] == ["courses: means of rows at one day"]
+
+
+def test_panels_that_are_to_be_compared_with_the_same_curves_have_one_legend():
+    panels = [replace(curve(name), label="population", compared=True) for name in "abc"]
+    figure = draw(panels)
+    assert [axes.get_legend() is not None for axes in figure.axes] == [False, False, True]
+    assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["population"]
+
+
 def test_panels_that_are_to_be_compared_share_the_vertical_axis():
     panels = [replace(curve("a"), compared=True), replace(curve("b"), y=100 * GRID, compared=True)]
     low, high = (axes.get_ylim() for axes in draw(panels).axes)

@@ -293,7 +293,7 @@ def test_dropped_rows_are_not_reported_again(path):
     ("change", "message"),
     [
         (lambda d: d.update(format="other"), "not a saved fit"),
-        (lambda d: d.update(format_version=99), "format version 99, this mixmoe reads version 2"),
+        (lambda d: d.update(format_version=99), "format version 99, this mixmoe reads version 3"),
         (lambda d: d.update(family="Other"), "holds a 'Other', known are 'Fake'"),
         (lambda d: d.pop("fit"), "KeyError: 'fit'"),
         (lambda d: d.update(fit=3), "TypeError"),

@@ -183,15 +183,21 @@ def test_tables_say_what_the_summary_says():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
         fit = mm.fit("y ~ 1 | gate: g | re: (0 | id)", data, starts=4, rng=0)
-    message = next(flag.message for flag in fit.flags if flag.code == "separated_gate")
+    flag = next(flag for flag in fit.flags if flag.code == "separated_gate")
     made = mm.table([fit, fit.with_cov("nonrobust")], names=["robust", "model"])
     gate = next(table for table in made.tables if table.key == "gate")
     assert gate.cells[1] == ("(none)", "(none)")
-    assert f"robust: {message}" in made.notes
-    assert f"model: {message}" in made.notes
+    assert f"robust: {flag.note}" in made.notes
+    assert flag.message in fit.summary().notes
+    # Whoever reads a paper fits nothing: what to call is no note of a table.
+    assert "gate_penalty=" in flag.remedy
+    for written in (made.as_latex(), made.as_markdown(), fit.to_latex(), fit.to_markdown(), fit.summary().as_latex()):
+        assert "no subjects to expert 1" in written
+        assert "penalty" not in written
+    assert f"model: {flag.note}" in made.notes
     assert any(note.startswith("(none): no valid standard error") for note in made.notes)
     flat = " ".join
-    words = message.split()[:6]
+    words = flag.note.split()[:6]
     for text in (
         made.as_text(),
         made.as_latex(),
@@ -203,7 +209,7 @@ def test_tables_say_what_the_summary_says():
         assert flat(words) in flat(text.split())
     for frame in (fit.to_frame(), fit.tidy()):
         assert frame.attrs["notes"] == fit.summary().notes
-        assert message in frame.attrs["notes"]
+        assert flag.message in frame.attrs["notes"]
 
 
 def test_a_table_says_by_which_reference_its_p_values_are():

@@ -19,7 +19,8 @@ import pytest
 import mixmoe as mm
 from mixmoe.design.formula import parse_formula
 from mixmoe.errors import ArgumentError, MissingExtraError, MixmoeWarning
-from mixmoe.output.plots import draw, inlined, palette, svg
+from mixmoe.output.plots import draw
+from mixmoe.output.plots_in_files import inlined, palette, svg
 from mixmoe.output.records import Curve, Table
 from mixmoe.output.summary import Summary
 from mixmoe.report.checklists import grolts, metric_of_time, smart_lca
@@ -367,7 +368,8 @@ def test_other_models(make, tmp_path):
     html5lib.HTMLParser(strict=True).parse(page)
     heads = {e.text for e in elements(page) if e.tag == "th"}
     items = {f"G{key}" for key in GROLTS_KEYS}
-    assert heads >= items if fit.model.spec.has_experts else not heads & items
+    courses = fit.model.spec.has_experts and fit.model.design.names.group is not None
+    assert heads >= items if courses else not heads & items
     assert fit.model.formula.text in text_of(page)
 
 
@@ -375,7 +377,7 @@ def test_end_points_are_counted_once():
     ends = np.array([-10.0, -12.0, -10.0000001, -11.0, -12.0])
     np.testing.assert_array_equal(distinct_ends(ends), [-10, -11, -12])
     assert len(distinct_ends(np.zeros(0))) == 0
-    assert end_points_table(distinct_ends(ends)).cells == ((-10.0, 0.0), (-11.0, 1.0), (-12.0, 2.0))
+    assert end_points_table(distinct_ends(ends), "Ends", "").cells == ((-10.0, 0.0), (-11.0, 1.0), (-12.0, 2.0))
 
 
 def test_where_the_other_starts_ended_is_said(plain):
@@ -479,8 +481,23 @@ def test_wrong_arguments(options, message, plain, tmp_path):
         plain.report(tmp_path / "r.html", **options)
 
 
+def test_rows_without_subjects_have_no_courses_to_report(tmp_path):
+    fit = vcmoe()
+    seen = text_of(written(fit, tmp_path, figures=False))
+    assert "GRoLTS checklist" not in seen
+    assert "SMART-LCA checklist" in seen
+    # Starts are compared before the fit has gone on, and the EM is none whose every step gains.
+    first, *_ = fit.em.starts.logliks
+    assert f"{first:.3f}" in seen
+    assert first != pytest.approx(fit.llf, abs=5e-4)
+    assert f"whose log-likelihood is {fit.llf:.3f}" in seen
+    assert "Last change of the log-likelihood" in seen
+    with pytest.raises(ArgumentError, match="answers has 'G1', an item of GRoLTS, which is about courses of subjects"):
+        fit.report(tmp_path / "r.html", answers={"G1": "months"})
+
+
 def test_wrong_ending(plain):
-    with pytest.raises(ArgumentError, match=r"path must end in \.html, got 'report\.pdf'"):
+    with pytest.raises(ArgumentError, match=r"'report\.pdf'; a report is a web page, which a browser prints as PDF"):
         plain.report("report.pdf")
 
 

@@ -9,7 +9,7 @@ from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import Flag
 from mixmoe.output.text import WIDTH
 from mixmoe.varying.function_frames import LOST, OUTSIDE, THIN
-from mixmoe.varying.function_tables import band_notes
+from mixmoe.varying.function_tables import band_remarks
 from mixmoe.varying.identifiability import WANTS_WIDER
 
 LARGER, SMALLER = "use a larger bandwidth", "a smaller bandwidth"
@@ -44,7 +44,7 @@ def notes(fit, marks, flags=()):
     """The notes where bands have these marks, each at one grid point."""
     bands = fit.bands(rng=0)
     bands["mark"] = [*marks, *[""] * (len(bands) - len(marks))]
-    return " ".join(band_notes(fit.model, bands, [Flag(code, "") for code in flags]))
+    return " ".join(r.message for r in band_remarks(fit.model, bands, [Flag(code, "") for code in flags]))
 
 
 @pytest.mark.parametrize("lacking", [LOST, THIN])

@@ -199,6 +199,16 @@ def evaluate_block(problem: Problem, params: Params, where: slice, experts: Expe
     return Block(where, densities, log_prior, log_joint, loglik, responsibilities)
 
 
+def likelihood_blocks(problem: Problem, theta: Array, at_once: int | None = None) -> Iterator[Block]:
+    """Likelihood quantities of all subjects at S vectors, shape (S, P), one run of subjects after the other.
+
+    A run is short enough that `at_once` numbers of each subject stay in cache, by default one of each expert and start.
+    """
+    params = free_to_working(problem.structure, theta)
+    for where, experts in problem.experts.blocks(at_once or len(theta) * problem.structure.n_experts):
+        yield evaluate_block(problem, params, where, experts)
+
+
 def block_scores(problem: Problem, theta: Array, block: Block, memberships: Array | None = None) -> Array:
     """Scores of each subject of a block in the free vector, shape (S, P, n).
 
@@ -220,43 +230,25 @@ def summed_squares(problem: Problem, theta: Array) -> Array:
 
     The scale of the information at hardly more than the cost of the score, whatever the number of columns.
     """
-    params, out = free_to_working(problem.structure, theta), np.zeros(theta.shape)
-    for where, experts in problem.experts.blocks(theta.shape[0] * problem.structure.n_experts):
-        block = evaluate_block(problem, params, where, experts)
+    out = np.zeros(theta.shape)
+    for block in likelihood_blocks(problem, theta):
         tau = block.responsibilities
-        gate = gate_scores(block.log_prior, tau) ** 2 @ problem.W[where] ** 2
+        gate = gate_scores(block.log_prior, tau) ** 2 @ problem.W[block.where] ** 2
         squares = cast(RowDensities, block.densities).summed_squares(tau)
         out += derivatives_in_free(problem.structure, theta, gate.reshape(len(theta), -1), squares)
     return out
 
 
-def over_subjects(problem: Problem, task: Callable[[Problem], Found]) -> list[Found]:
-    """What a task finds for runs of subjects, in their order: all of them here, or where workers keep them.
+def by_workers(experts: SpreadExperts, structure: Structure, task: Callable[[Problem], Found]) -> list[Found]:
+    """What a task finds for the subjects of each part of experts that workers keep, in the order of the subjects.
 
     Without penalties and the term of a restricted likelihood, which are not of subjects.
     """
-    if isinstance(problem.experts, SpreadExperts):
-        return problem.experts.mapped(partial(_on_part, task=task, structure=problem.structure))
-    return [task(problem)]
+    return experts.mapped(partial(_on_part, task=task, structure=structure))
 
 
 def _on_part(part: SpreadPart, task: Callable[[Problem], Found], structure: Structure) -> Found:
     return task(Problem(structure, part.experts, part.W))
-
-
-def _summed(problem: Problem, theta: Array) -> Evaluation:
-    """Log-likelihood and score of subjects."""
-    params = free_to_working(problem.structure, theta)
-    loglik = np.zeros(theta.shape[0], dtype=theta.dtype)
-    score = np.zeros(theta.shape, dtype=theta.dtype)
-    for where, experts in problem.experts.blocks(theta.shape[0] * problem.structure.n_experts):
-        block = evaluate_block(problem, params, where, experts)
-        loglik += block.loglik.sum(axis=1)
-        # Fisher's identity: the score is that of known memberships, each weighted by its probability.
-        in_experts = block.densities.summed_scores(block.responsibilities)
-        in_gate = gate_scores(block.log_prior, block.responsibilities) @ problem.W[where]
-        score += derivatives_in_free(problem.structure, theta, in_gate.reshape(len(theta), -1), in_experts)
-    return Evaluation(loglik, score)
 
 
 def evaluate(problem: Problem, theta: Array) -> Evaluation:
@@ -264,15 +256,25 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
 
     Complex input passes through analytic experts.
     """
-    params = free_to_working(problem.structure, theta)
-    parts = over_subjects(problem, partial(_summed, theta=theta))
-    loglik = sum((part.loglik for part in parts), np.zeros(theta.shape[0]))
-    score = sum((part.score for part in parts), np.zeros(theta.shape))
+    s, experts = problem.structure, problem.experts
+    loglik, score = np.zeros(len(theta), dtype=theta.dtype), np.zeros(theta.shape, dtype=theta.dtype)
+    # 1. Subjects: where workers keep them, or here, run by run.
+    if isinstance(experts, SpreadExperts):
+        for part in by_workers(experts, s, partial(evaluate, theta=theta)):
+            loglik += part.loglik
+            score += part.score
+    else:
+        for block in likelihood_blocks(problem, theta):
+            loglik += block.loglik.sum(axis=1)
+            # Fisher's identity: the score is that of known memberships, each weighted by its probability.
+            in_experts = block.densities.summed_scores(block.responsibilities)
+            in_gate = gate_scores(block.log_prior, block.responsibilities) @ problem.W[block.where]
+            score += derivatives_in_free(s, theta, in_gate.reshape(len(theta), -1), in_experts)
+    # 2. What is not of subjects: the priors of gate and functions, and REML's term.
     if problem.penalty is not None:
-        loglik += penalty_value(problem.penalty, problem.W, params.gamma)
-        score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
-            theta.shape[0], -1
-        )
+        gamma = free_to_working(s, theta).gamma
+        loglik += penalty_value(problem.penalty, problem.W, gamma)
+        score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, gamma).reshape(len(theta), -1)
     if problem.ridge is not None:
         # Not by R'R: the digits that R theta loses to a penalty without bound would be lost twice.
         held = theta @ problem.ridge.T
@@ -300,47 +302,38 @@ def subject_scores(problem: Problem, theta: Array) -> Array:
 
     Of a restricted log-likelihood with the part of the subject in its term, so that the sum is the whole score.
     """
-    out = np.concatenate(over_subjects(problem, partial(_scores, theta=theta)))
+    s, experts = problem.structure, problem.experts
+    if isinstance(experts, SpreadExperts):
+        out = np.concatenate(by_workers(experts, s, partial(subject_scores, theta=theta)))
+    else:
+        out = np.empty((problem.n_subjects, theta.size), dtype=theta.dtype)
+        for block in likelihood_blocks(problem, theta[None]):
+            out[block.where] = block_scores(problem, theta[None], block)[0].T
     if problem.restricted:
         out += restriction(problem, theta).scores.T
-    return out
-
-
-def _scores(problem: Problem, theta: Array) -> Array:
-    params = free_to_working(problem.structure, theta[None])
-    out = np.empty((problem.n_subjects, theta.size), dtype=theta.dtype)
-    for where, experts in problem.experts.blocks(problem.structure.n_experts):
-        block = evaluate_block(problem, params, where, experts)
-        out[where] = block_scores(problem, theta[None], block)[0].T
     return out
 
 
 def summed_products(problem: Problem, theta: Array) -> Array:
     """Sums over subjects of the outer products of their scores, (S, P, P), at S vectors; of a plain log-likelihood."""
     S, P = theta.shape
-    return sum(over_subjects(problem, partial(_summed_products, theta=theta)), np.zeros((S, P, P)))
-
-
-def _summed_products(problem: Problem, theta: Array) -> Array:
-    params, (S, P) = free_to_working(problem.structure, theta), theta.shape
     out = np.zeros((S, P, P))
+    if isinstance(problem.experts, SpreadExperts):
+        return sum(by_workers(problem.experts, problem.structure, partial(summed_products, theta=theta)), out)
     # Block by block: scores of all subjects would be the largest array of a fit.
-    for where, experts in problem.experts.blocks(S * max(P, problem.structure.n_experts)):
-        scores = np.nan_to_num(block_scores(problem, theta, evaluate_block(problem, params, where, experts)))
+    for block in likelihood_blocks(problem, theta, S * max(P, problem.structure.n_experts)):
+        scores = np.nan_to_num(block_scores(problem, theta, block))
         out += scores @ np.swapaxes(scores, 1, 2)
     return out
 
 
 def subject_logliks(problem: Problem, theta: Array) -> Array:
     """Log joint density of every subject with every expert at one free vector, shape (N, K)."""
-    return np.concatenate(over_subjects(problem, partial(_logliks, theta=theta)))
-
-
-def _logliks(problem: Problem, theta: Array) -> Array:
-    params = free_to_working(problem.structure, theta[None])
+    if isinstance(problem.experts, SpreadExperts):
+        return np.concatenate(by_workers(problem.experts, problem.structure, partial(subject_logliks, theta=theta)))
     out = np.empty((problem.n_subjects, problem.structure.n_experts))
-    for where, experts in problem.experts.blocks(problem.structure.n_experts):
-        out[where] = evaluate_block(problem, params, where, experts).log_joint[0].T
+    for block in likelihood_blocks(problem, theta[None]):
+        out[block.where] = block.log_joint[0].T
     return out
 
 

@@ -49,24 +49,37 @@ class Pairs:
     rows, columns : ndarray of int, shape (n (n + 1) / 2,)
     times : ndarray of float
         How often each occurs in a sum over all j and k.
+    places : ndarray of int, shape (n, n)
+        Where each entry of a symmetric matrix stands among its entries at the pairs.
     """
 
     rows: NDArray[np.intp]
     columns: NDArray[np.intp]
     times: Array
-
-    def full(self, values: Array, n: int) -> Array:
-        """Symmetric matrices, shape (..., n, n), from their entries at the pairs, shape (..., n (n + 1) / 2)."""
-        out = np.empty((*values.shape[:-1], n, n), dtype=values.dtype)
-        out[..., self.rows, self.columns] = out[..., self.columns, self.rows] = values
-        return out
+    places: NDArray[np.intp]
 
 
 @cache
 def pairs_of(n: int) -> Pairs:
     """All pairs of n numbers, rows first."""
     rows, columns = np.triu_indices(n)
-    return Pairs(rows, columns, np.where(rows == columns, 1.0, 2.0))
+    places = np.empty((n, n), dtype=np.intp)
+    places[rows, columns] = places[columns, rows] = np.arange(rows.size)
+    return Pairs(rows, columns, np.where(rows == columns, 1.0, 2.0), places)
+
+
+Run = tuple[int, NDArray[np.intp] | slice]  # a pattern, and which subjects have it
+
+
+def _runs(pattern: NDArray[np.intp]) -> tuple[Run, ...]:
+    """Patterns that occur among subjects, shape (N,), and which subjects have each."""
+    steps = np.diff(pattern)
+    if (steps >= 0).all():
+        ends = [0, *np.flatnonzero(steps) + 1, pattern.size]
+        return tuple((int(pattern[at]), slice(at, end)) for at, end in pairwise(ends) if at < end)
+    order = np.argsort(pattern, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(pattern[order])) + 1)
+    return tuple((int(pattern[where[0]]), where) for where in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +91,8 @@ class PatternedExperts(GaussianExperts):
     products : ndarray, shape (2 + D, N)
         Ones, `log_weight`, entries of A, then of the symmetric parts of all B_a'B_b, a <= b, at the pairs of (y, X).
     pattern : ndarray of int, shape (N,)
+    runs : tuple of Run
+        Patterns that occur, and which subjects have each.
     pattern_n : ndarray, shape (G,)
         Rows of the subjects of each pattern.
     pattern_ZZ : ndarray, shape (q, q, G)
@@ -86,30 +101,25 @@ class PatternedExperts(GaussianExperts):
 
     products: Array
     pattern: NDArray[np.intp]
+    runs: tuple[Run, ...]
     pattern_n: Array
     pattern_ZZ: Array  # noqa: N815
 
     def take(self, subjects: "NDArray[np.intp] | slice") -> "PatternedExperts":
         """The experts of some of the subjects, each possibly repeated, contiguous in memory."""
-        return replace(self, **{name: np.ascontiguousarray(getattr(self, name)[..., subjects]) for name in _BY_SUBJECT})
+        taken = {name: np.ascontiguousarray(getattr(self, name)[..., subjects]) for name in _BY_SUBJECT}
+        return replace(self, **taken, runs=_runs(taken["pattern"]))
 
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, PatternedExperts]]":
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
-        width = max(64, 80_000 // max(1, n_experts))
-        for start in range(0, self.n_subjects, width):
-            where = slice(start, min(start + width, self.n_subjects))
-            yield where, replace(self, **{name: getattr(self, name)[..., where] for name in _BY_SUBJECT})
-
-    def runs(self) -> "Iterator[tuple[int, NDArray[np.intp] | slice]]":
-        """Patterns that occur, and which subjects have each."""
-        steps = np.diff(self.pattern)
-        if (steps >= 0).all():
-            ends = [0, *np.flatnonzero(steps) + 1, self.n_subjects]
-            yield from ((int(self.pattern[at]), slice(at, end)) for at, end in pairwise(ends))
+        N, width = self.n.size, max(64, 80_000 // max(1, n_experts))
+        if width >= N:  # as they are: nothing is cut, and the runs are known
+            yield slice(0, N), self
             return
-        order = np.argsort(self.pattern, kind="stable")
-        for where in np.split(order, np.flatnonzero(np.diff(self.pattern[order])) + 1):
-            yield int(self.pattern[where[0]]), where
+        for start in range(0, N, width):
+            where = slice(start, min(start + width, N))
+            taken = {name: getattr(self, name)[..., where] for name in _BY_SUBJECT}
+            yield where, replace(self, **taken, runs=_runs(taken["pattern"]))
 
     def densities(self, params: Params) -> "PatternedDensities":
         """Log-densities at S parameter vectors."""
@@ -133,8 +143,8 @@ class PatternedExperts(GaussianExperts):
         squares = c[:, columns.rows] * c[:, columns.columns] * columns.times
         quad = (shares[..., None] * (squares / (sigma**2)[:, None])[:, None, None]).reshape(E, G, -1)
         coefficients = np.concatenate([-0.5 * log_det[..., None], np.full((E, G, 1), 0.5), -0.5 * quad], axis=2)
-        log_density = np.empty((E, self.n_subjects), dtype=coefficients.dtype)
-        for g, where in self.runs():
+        log_density = np.empty((E, self.n.size), dtype=coefficients.dtype)
+        for g, where in self.runs:
             log_density[:, where] = times_real(coefficients[:, g], self.products[:, where])
         return PatternedDensities(params, log_density.reshape(S, K, -1), self, c, squares, M, shares)
 
@@ -187,39 +197,37 @@ class PatternedDensities:
 
     def summed_scores(self, weights: Array) -> Array:
         """Weighted sums over subjects, shape (S, K, p + q * q + 1)."""
-        sums, counts = self._sums(weights)
+        sums = self._sums(weights)
         (E, _, q, _), p = self.M.shape, self.c.shape[1] - 1
         T, variance = self.params.factor.reshape(E, q, q), self.params.sigma.reshape(E) ** 2
         ZZ = np.moveaxis(self.data.pattern_ZZ, -1, 0)
         out = np.empty((E, p + q * q + 1), dtype=self.log_density.dtype)
         # In beta: X'V^-1r, from the columns of (y X)'V^-1(y X).
-        out[:, :p] = (self._whole(sums) @ self.c[..., None])[:, 1:, 0] / variance[:, None]
-        R = self._outer(sums)
+        out[:, :p] = (sums.whole @ self.c[..., None])[:, 1:, 0] / variance[:, None]
         # In T: Z'V^-1r (Z'V^-1r)'T less Z'V^-1Z T, with sigma^2 Z'V^-1 = (I - Z'Z M) Z'.
         ZZ_M = ZZ @ self.M
         rest = np.eye(q) - ZZ_M
-        pull = rest @ R @ np.swapaxes(rest, 2, 3) / variance[:, None, None, None]
-        pull = (pull - counts[..., None, None] * (rest @ ZZ)).sum(axis=1) @ T / variance[:, None, None]
+        pull = rest @ sums.outer @ np.swapaxes(rest, 2, 3) / variance[:, None, None, None]
+        pull = (pull - sums.counts[..., None, None] * (rest @ ZZ)).sum(axis=1) @ T / variance[:, None, None]
         out[:, p:-1] = pull.reshape(E, q * q)
         # In log sigma: sigma^2 (r'V^-2r - tr V^-1).
-        rr = (sums[:, :, 0] * self.squares[:, None]).sum(axis=(1, 2))
         within = self.M @ ZZ_M - 2 * self.M
         trace = self.data.pattern_n - np.einsum("egaa->eg", ZZ_M)
-        out[:, -1] = (rr + (within * R).sum(axis=(1, 2, 3))) / variance - (counts * trace).sum(axis=1)
+        in_squares = sums.squares + (within * sums.outer).sum(axis=(1, 2, 3))
+        out[:, -1] = in_squares / variance - (sums.counts * trace).sum(axis=1)
         return out.reshape(*weights.shape[:2], -1)
 
     def normal_matrix(self, weights: Array) -> Array:
         """Sum over subjects of weights, shape (E, N), times X'V^-1X, shape (E, p, p)."""
-        whole = self._whole(self._sums(weights)[0])
+        whole = self._sums(weights).whole
         return np.asarray(whole[:, 1:, 1:] / (self.params.sigma.reshape(-1) ** 2)[:, None, None])
 
     def second_moments(self, weights: Array) -> Array:
         """Sums over subjects of weights, shape (E, N), times E[b b' | y], shape (E, q, q)."""
-        sums, counts = self._sums(weights)
-        variance = (self.params.sigma.reshape(-1) ** 2)[:, None]
+        sums, variance = self._sums(weights), (self.params.sigma.reshape(-1) ** 2)[:, None]
         # The posterior mean is M Z'r, the covariance sigma^2 M.
-        spread = (counts * variance)[..., None, None] * self.M
-        return np.asarray((self.M @ self._outer(sums) @ self.M + spread).sum(axis=1))
+        spread = (sums.counts * variance)[..., None, None] * self.M
+        return np.asarray((self.M @ sums.outer @ self.M + spread).sum(axis=1))
 
     def scores(self) -> Array:
         """Derivatives, shape (S, K, p + q * q + 1, n)."""
@@ -233,24 +241,40 @@ class PatternedDensities:
     def _by_subject(self) -> MomentDensities:
         return GaussianExperts.densities(self.data, self.params)
 
-    def _sums(self, weights: Array) -> tuple[Array, Array]:
-        """Of the products, shape (E, G, 1 + Q, C), and of the weights, (E, G), over the subjects of each pattern."""
-        E, G, _, _ = self.M.shape
+    def _sums(self, weights: Array) -> "PatternSums":
+        """Sums over subjects with weights, shape (S, K, n) or (E, n)."""
+        E, G, q, _ = self.M.shape
         tau = weights.reshape(E, -1)
         sums = np.zeros((E, G, len(self.data.products)), dtype=tau.dtype)
-        for g, where in self.data.runs():
+        for g, where in self.data.runs:
             sums[:, g] = times_real(tau[:, where], self.data.products[:, where].T)
-        return sums[..., 2:].reshape(E, G, self.shares.shape[2], -1), sums[..., 0]
+        products = sums[..., 2:].reshape(E, G, self.shares.shape[2], -1)
+        whole = (self.shares[..., None] * products).sum(axis=(1, 2)).take(pairs_of(self.c.shape[1]).places, axis=-1)
+        outer = (products[:, :, 1:] * self.squares[:, None, None]).sum(axis=3).take(pairs_of(q).places, axis=-1)
+        squares = (products[:, :, 0] * self.squares[:, None]).sum(axis=(1, 2))
+        return PatternSums(sums[..., 0], whole, outer, squares)
 
-    def _whole(self, sums: Array) -> Array:
-        """Sums of sigma^2 (y X)'V^-1(y X), shape (E, 1 + p, 1 + p)."""
-        n = self.c.shape[1]
-        return pairs_of(n).full((self.shares[..., None] * sums).sum(axis=(1, 2)), n)
 
-    def _outer(self, sums: Array) -> Array:
-        """Sums of Z'r r'Z, shape (E, G, q, q)."""
-        q = self.M.shape[2]
-        return pairs_of(q).full((sums[:, :, 1:] * self.squares[:, None, None]).sum(axis=3), q)
+@dataclass(frozen=True, slots=True)
+class PatternSums:
+    """Weighted sums over subjects of few patterns.
+
+    Attributes
+    ----------
+    counts : ndarray, shape (E, G)
+        Of the weights, by pattern.
+    whole : ndarray, shape (E, 1 + p, 1 + p)
+        Of sigma^2 (y X)'V^-1(y X).
+    outer : ndarray, shape (E, G, q, q)
+        Of Z'r r'Z, by pattern.
+    squares : ndarray, shape (E,)
+        Of r'r.
+    """
+
+    counts: Array
+    whole: Array
+    outer: Array
+    squares: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +332,7 @@ def patterned(experts: GaussianExperts) -> GaussianExperts:
         **{part.name: getattr(experts, part.name) for part in fields(GaussianExperts)},
         products=np.vstack([np.ones(N), experts.log_weight, products.reshape(D, N)]),
         pattern=found.of_subjects,
+        runs=_runs(found.of_subjects),
         pattern_n=n[found.first],
         pattern_ZZ=experts.ZZ[..., found.first],
     )

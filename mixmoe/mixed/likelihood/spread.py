@@ -1,7 +1,7 @@
 """Gaussian experts whose cross-products are kept by the workers of a cluster.
 
 What is summed over subjects, or is as long as they are and small, is computed there; see
-`mixmoe.mixed.likelihood.observed.over_subjects`. All else that asks for subjects gets them brought here.
+`mixmoe.mixed.likelihood.observed.by_workers`. All else that asks for subjects gets them brought here.
 """
 
 from collections.abc import Callable, Iterator

@@ -250,7 +250,8 @@ def smoothing_flags(smoothing: Smoothing) -> tuple[Flag, ...]:
             Flag(
                 "line",
                 f"Nothing but what is not penalised (a line, unless m= or bs= say otherwise) is left of "
-                f"{', '.join(lines)}: smoothing parameters have run to their upper end. A line would do.",
+                f"{', '.join(lines)}: smoothing parameters have run to their upper end.",
+                "A line would do.",
             )
         )
     if crowded:
@@ -258,7 +259,8 @@ def smoothing_flags(smoothing: Smoothing) -> tuple[Flag, ...]:
             Flag(
                 "small_basis",
                 f"The degrees of freedom of {', '.join(crowded)} are close to what the basis has: functions may be "
-                "rougher than they can be drawn; raise k=.",
+                "rougher than they can be drawn",
+                "raise k=.",
             )
         )
     return tuple(flags)
@@ -279,7 +281,7 @@ def between_subjects(functions: Sequence[Function], design: Design) -> tuple[Fla
         Flag(
             "between_subjects",
             f"The index of {', '.join(names)} does not vary within subjects: only differences between subjects tell "
-            "these functions, about which random effects vary, and experts may part subjects by them. Each needs many "
-            "subjects; where the index is to say who belongs to an expert, write s(...) in gate:.",
+            "these functions, about which random effects vary, and experts may part subjects by them.",
+            "Each needs many subjects; where the index is to say who belongs to an expert, write s(...) in gate:.",
         ),
     )

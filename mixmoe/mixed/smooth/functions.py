@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array, IntArray
 from mixmoe.design.design import Design, SmoothColumns
 from mixmoe.design.formula import MoEFormula, Part
-from mixmoe.design.formulaic_engine import name_of, parse_terms
-from mixmoe.design.terms import category_argument, code_of, holds_call, is_intercept
+from mixmoe.design.formulaic_engine import name_of
+from mixmoe.design.terms import category_argument, code_of, is_intercept, uses_of
 from mixmoe.errors import FormulaError
 from mixmoe.mixed.parameters import Coordinates, FreeVector, Structure, build_layout
 from mixmoe.mixture.estimate import ParamLayout
@@ -41,8 +41,8 @@ def _spelled(formula: MoEFormula, parts: tuple[Part, ...]) -> tuple[Part, ...]:
     free: list[str] = []
     common: list[str] = []
     for part in parts:
-        for term in parse_terms(part.text, part.intercept):
-            if holds_call(term, "s"):
+        for term in part.terms:
+            if "s" in uses_of(term).calls:
                 raise FormulaError(
                     f"the term {name_of(term)!r} stands beside vary:, which makes each coefficient a function of its "
                     "index; write s(...) for each function and leave vary: out, or put constants into const(...)",

@@ -5,7 +5,7 @@ and residual variance are profiled out: hidden layers and covariances of the eff
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,13 +20,14 @@ from mixmoe.neural.estimators.mixed_model import (
     Moments,
     Plan,
     Profile,
+    identity_like,
     lay_out_factors,
     make_plan,
     posterior_means,
     profile,
     row_columns,
 )
-from mixmoe.neural.estimators.mixed_slopes import features_slope, slopes
+from mixmoe.neural.estimators.mixed_slopes import factor_curvature, features_slope, slopes
 from mixmoe.neural.estimators.trained import (
     LAST_VARIANCE,
     Control,
@@ -45,6 +46,8 @@ from mixmoe.neural.estimators.training import (
     learning_rate,
     lost,
     near_enough,
+    number,
+    put,
     set_rate,
     warm_up,
 )
@@ -54,6 +57,9 @@ from mixmoe.neural.network import Network, hidden_features
 # that collinear features have coefficients, and a likelihood whose gradient is that of its value.
 COLLINEAR = 1e-6
 POLISH = 1000  # evaluations at most with which the covariance comes to its maximum
+NEWTON = 40  # steps of it at most
+MOST_CURVED = 1600  # entries of a factor, forty effects, up to which their curvature is worth its size
+FLAT = 1e-8  # share of the largest curvature that a direction has at least
 REST = 1e-10  # log-likelihood per row gained by twenty iterations below which it has
 
 
@@ -380,9 +386,15 @@ def descend(problem: Problem, control: Control, state: LastState, watch: Watch) 
 
 
 def polish(problem: Problem, state: LastState) -> Ascent:
-    """Covariance at its maximum given the hidden layers, by L-BFGS.
+    """Covariance at its maximum given the hidden layers: Newton steps, and L-BFGS for what these leave.
 
     Below hidden layers it need be no nearer to it than these are.
+
+    Notes
+    -----
+    Steps with the curvature of `factor_curvature`, which takes the cross-products of each person once: there are six
+    where a method that knows no curvature takes a hundred evaluations. Crossed groupings, and factors of so many
+    entries that their curvature is not worth its size, have the latter alone.
     """
     with torch.no_grad():
         fixed = moments(problem, state.theta, state.plan)
@@ -399,10 +411,63 @@ def polish(problem: Problem, state: LastState) -> Ascent:
         return 0.5 * fit.objective
 
     least = 0.1 * TINY * near_enough(len(entries)) if problem.network.hidden else REST * problem.train.n_rows
-    found = ascend([entries], backward, budget=POLISH, least=least)
+    found = newton(problem, state.plan, fixed, entries, backward, least)
+    if not found.settled:
+        rest = ascend([entries], backward, budget=POLISH, least=least)
+        found = Ascent(found.gain + rest.gain, found.losses + rest.losses, rest.settled)
     with torch.no_grad():
         state.entries.copy_(entries)
     return found
+
+
+def newton(
+    problem: Problem, plan: Plan, fixed: Moments, entries: Tensor, backward: Callable[[], Tensor], least: float
+) -> Ascent:
+    """Newton steps of the entries of the factors, in place, until the next one would gain less than `least`.
+
+    Parameters
+    ----------
+    fixed : Moments
+    entries : Tensor, shape (k,)
+    backward : callable
+        Sets the gradient of the entries and returns minus the log-likelihood.
+    least : float
+    """
+    losses: list[float] = []
+    with torch.no_grad():
+        units = [
+            factors_of(problem, plan, unit).own.flatten()
+            for unit in torch.eye(len(entries), dtype=entries.dtype, device=entries.device)
+        ]
+        spread = torch.stack(units, dim=-1)  # (Q R, k): the factor is linear in its entries
+    if plan.crossed or len(spread) > MOST_CURVED:
+        return Ascent(0.0, losses, settled=False)
+    now = number(backward)
+    while len(losses) < NEWTON:
+        losses.append(now)
+        with torch.no_grad():
+            factors = factors_of(problem, plan, entries)
+            fit = profile(fixed, factors)
+            curvature = spread.T @ factor_curvature(fixed, factors, fit) @ spread
+            roots, vectors = torch.linalg.eigh(curvature + fixed.prior * fit.sigma2 * identity_like(curvature))
+            # Along directions that bend downwards a step of the length that its curvature would give.
+            sizes = roots.abs().clamp_min(FLAT * float(roots.abs().max()))
+            along = vectors.T @ entries.grad
+            step, left = vectors @ (along / sizes), 0.5 * float((along.square() / sizes).sum())
+        if left < least:
+            return Ascent(losses[0] - now, losses, settled=True)
+        before = entries.detach().clone()
+        for size in (1.0, 0.5, 0.2, 0.05, 0.01):
+            put([entries], [before - size * step])
+            entries.grad = None
+            after = number(backward)
+            if after < now:
+                break
+        else:
+            put([entries], [before])
+            break
+        now = after
+    return Ascent(losses[0] - now, losses, settled=False)
 
 
 def collect(problem: Problem, state: LastState, watch: Watch, converged: bool, flags: tuple) -> Trained:

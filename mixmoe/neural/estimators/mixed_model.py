@@ -445,7 +445,7 @@ def eliminate_units(m: Moments, factors: Factors, block: int) -> Eliminated:
     """The effects of the units' own blocks, ``U_i = R_i^-1 L'Z_i'[X_i, y_i, Z_bi L_b]``."""
     plan, L, gram = m.plan, among_rows(m, factors, block), m.gram[block]
     fixed, eye = plan.fixed, identity_like(L)
-    right = L.T @ gram  # (B, R, w)
+    right = (gram @ L).mT.contiguous()  # (B, R, w); one product instead of one for each unit
     root = torch.linalg.cholesky(right @ L + eye)  # (B, R, R)
     # Triangular systems of many small matrices cost by their number: the inverses of the roots serve all that follows.
     # Transposed twice, as the solutions come column by column, and what follows multiplies rows.

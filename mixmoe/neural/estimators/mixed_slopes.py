@@ -10,9 +10,9 @@ from mixmoe.neural.estimators.mixed_model import (
     Plan,
     Profile,
     among_rows,
+    identity_like,
     latent_of,
     local_inverse,
-    posterior_means,
     sum_of,
 )
 
@@ -70,11 +70,7 @@ def slopes(m: Moments, factors: Factors, fit: Profile) -> Slopes:
     is integrated out, with posterior covariance ``sigma^2 W`` and ``V^-1 X = F P`` for the rows F of a unit,
     ``f P W P'`` comes on top, and ``-Z'F P W X'Z L A^-1`` in L, as ``d log|X'V^-1 X + s| = tr(W d X'V^-1 X)``.
     """
-    u = posterior_means(m, fit)
-    each = None
-    if fit.spread is not None:
-        features = torch.nn.functional.pad(torch.linalg.cholesky(fit.spread), (0, 0, 0, 1))  # without the response
-        each = latent_of(m, fit, features)
+    u, each = both_latents(m, fit)
     if fit.border is None or u.border is None:
         parts = [unit_slopes(m, factors, fit, (u, each), k) for k in range(len(m.gram))]
         return Slopes(tuple(part.rows for part in parts), sum_of([part.own for part in parts]), ())
@@ -82,6 +78,24 @@ def slopes(m: Moments, factors: Factors, fit: Profile) -> Slopes:
     parts = [crossed_slopes(m, factors, fit, (u, each), S, k) for k in range(len(m.gram))]
     border = tuple(part.border for part in parts)
     return Slopes(tuple(part.rows for part in parts), sum_of([part.own for part in parts]), border)
+
+
+def both_latents(m: Moments, fit: Profile) -> tuple[Latent, Latent | None]:
+    """Latent effects of the response less features times beta, and those that `beta_rows` takes (beta integrated out).
+
+    Parameters
+    ----------
+    m : Moments
+    fit : Profile
+    """
+    combine = torch.cat([-fit.beta, fit.beta.new_ones(1)]).unsqueeze(-1)
+    if fit.spread is None:
+        return latent_of(m, fit, combine), None
+    features = torch.nn.functional.pad(torch.linalg.cholesky(fit.spread), (0, 0, 0, 1))  # without the response
+    found = latent_of(m, fit, torch.cat([combine, features], dim=-1))  # products of many small matrices cost alike
+    border = found.border
+    first, others = (None, None) if border is None else (border[:, :1], border[:, 1:])
+    return Latent(found.own[..., :1], first), Latent(found.own[..., 1:], others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +155,69 @@ def unit_slopes(
         Those of the response less features times beta, and of what `beta_rows` takes where beta is integrated out.
     """
     plan, L, gram = m.plan, among_rows(m, factors, block), m.gram[block]
-    u, each = latent
-    mine, root = u.own[plan.units[block]].squeeze(-1), fit.inverse_root[plan.units[block]]
-    c, half = residual_columns(m, fit, L, mine, block).unsqueeze(1) / fit.sigma2.sqrt(), root @ L.T
-    right, left = c, mine.unsqueeze(1) / fit.sigma2.sqrt()
-    if each is not None:
-        S, M = beta_rows(m, fit, L, each.own[plan.units[block]])
-        right, left = torch.cat([c, S], dim=1), torch.cat([left, -M], dim=1)
+    root = fit.inverse_root[plan.units[block]]
+    half, (right, left) = root @ L.T, residual_rows(m, fit, L, latent, block)
     of_rows = torch.cat([half, right], dim=1)  # one product of many small matrices instead of three
     whole = fit.cross[block].flatten(0, 1).T @ root.flatten(0, 1) + (right @ gram).flatten(0, 1).T @ left.flatten(0, 1)
     rows = of_rows.mT @ of_rows
     return BlockSlopes(rows, whole[plan.own], whole[:0])
+
+
+def residual_rows(
+    m: Moments, fit: Profile, L: Tensor, latent: tuple[Latent, Latent | None], block: int
+) -> tuple[Tensor, Tensor]:
+    """What a unit's rows are multiplied by for her residuals over sigma and, beta integrated out, its features' part.
+
+    Parameters
+    ----------
+    L : Tensor, shape (w, R)
+        As in `residual_columns`.
+    latent : tuple of Latent
+        As in `unit_slopes`.
+
+    Returns
+    -------
+    right : Tensor, shape (B, 1 + p, w)
+        One row where beta is profiled.
+    left : Tensor, shape (B, 1 + p, R)
+        ``right' left`` times the cross-products of the rows is a part of the derivative in the factor.
+    """
+    u, each = latent
+    mine = u.own[m.plan.units[block]].squeeze(-1)
+    right = residual_columns(m, fit, L, mine, block).unsqueeze(1) / fit.sigma2.sqrt()
+    left = mine.unsqueeze(1) / fit.sigma2.sqrt()
+    if each is None:
+        return right, left
+    S, M = beta_rows(m, fit, L, each.own[m.plan.units[block]])
+    return torch.cat([right, S], dim=1), torch.cat([left, -M], dim=1)
+
+
+def factor_curvature(m: Moments, factors: Factors, fit: Profile) -> Tensor:
+    """Second derivatives of half the profiled deviance in the units' own factor, about, shape (Q R, Q R), by rows.
+
+    Notes
+    -----
+    With ``G_i = Z'V^-1 Z`` and ``e_i = V^-1 (y - X beta)``, expected ones in the covariance ``D = L L'``,
+    ``tr(G dD G dD) / 2`` summed over units, less what sigma takes, and observed ones in ``d^2 D = 2 dL dL'``, which
+    are all that there is along directions in which L has no length: ``sum_i G_i - Z'e e'Z / sigma^2``, with the part
+    of beta where it is integrated out. Units have no border. See Bates et al. (2015), and Harville (1977), Journal of
+    the American Statistical Association 72, 320-338, equation 5.4, for expected ones.
+    """
+    (Q, R), z = factors.own.shape, m.plan.own
+    latent, L = both_latents(m, fit), factors.own
+    crossed, within, left, G_sum = L.new_zeros(R * Q, R * Q), L.new_zeros(Q * Q, R * R), L.new_zeros(Q, Q), 0.0
+    for k, gram in enumerate(m.gram):
+        U = fit.cross[k][..., z]
+        G = gram[:, z][..., z] - U.mT @ U
+        g = (G @ L).mT.contiguous()  # (B, R, Q)
+        crossed = crossed + g.flatten(1).T @ g.flatten(1)
+        within = within + G.flatten(1).T @ (g @ L).flatten(1)
+        seen = (residual_rows(m, fit, among_rows(m, factors, k), latent, k)[0] @ gram)[..., z].flatten(0, 1)
+        left, G_sum = left - seen.T @ seen, G_sum + G.sum(0)
+    found = crossed.view(R, Q, R, Q).permute(3, 0, 1, 2) + within.view(Q, Q, R, R).permute(0, 2, 1, 3)
+    found = found + torch.einsum("ab,rs->arbs", left + G_sum, identity_like(L))
+    of_sigma = (G_sum @ L).reshape(-1)
+    return found.reshape(Q * R, Q * R) - 2.0 / m.n * torch.outer(of_sigma, of_sigma)
 
 
 def with_border(plan: Plan, u: Latent, block: int) -> Tensor:

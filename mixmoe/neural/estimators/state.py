@@ -19,7 +19,8 @@ from mixmoe.neural.posterior import (
 )
 from mixmoe.neural.response_law import curvature_root, score
 
-MAX_CELLS = 2_000_000  # numbers in the largest array of one Laplace step: 16 MB, which stays near the cache
+MAX_CELLS = 2_000_000  # numbers in the largest array of one Laplace step: 16 MB
+NEAR_CELLS = 250_000  # the same where arrays are gone through several times: 2 MB, which stay in a cache
 
 
 @dataclass(slots=True)
@@ -65,10 +66,10 @@ def effects(state: State) -> Tensor:
     return state.z if state.loading is None else state.z @ directions(state.loading).T
 
 
-def pieces(problem: Problem, block: Block, width: int) -> list[Block]:
-    """A block cut so that `width` numbers per cell stay within the memory of one step."""
+def pieces(problem: Problem, block: Block, width: int, most: int = MAX_CELLS) -> list[Block]:
+    """A block cut so that `width` numbers per cell are `most` in one step."""
     cells = block.mask.shape[1] * width
-    size = max(int(MAX_CELLS / max(cells, 1)), 1)
+    size = max(int(most / max(cells, 1)), 1)
     if size >= len(block.persons):
         return [block]
     cuts, fields = range(0, len(block.persons), size), tuple(Block.__dataclass_fields__)
@@ -95,8 +96,10 @@ def linearise(problem: Problem, block: Block, state: State) -> tuple[Tensor, Ten
     n = problem.network.n_out
     R = curvature_root(problem.family, outputs, state.sigma2)[..., :n, :n]
     root = block.weights.sqrt()
-    A = R.transpose(-1, -2) @ J * root[..., None, None]
     u = score(problem.family, outputs, block.y, state.sigma2) * root.unsqueeze(-1)
+    if n == 1:  # products of as many matrices of one entry as there are rows take ten times as long
+        return (J.squeeze(2) * (R.squeeze(-1) * root.unsqueeze(-1)), (u / R.squeeze(-1)).flatten(1))
+    A = R.transpose(-1, -2) @ J * root[..., None, None]
     residual = torch.linalg.solve_triangular(R, u.unsqueeze(-1), upper=False).squeeze(-1)
     return A.flatten(1, 2), residual.flatten(1)
 
@@ -104,7 +107,7 @@ def linearise(problem: Problem, block: Block, state: State) -> tuple[Tensor, Ten
 def linearised_pieces(problem: Problem, state: State) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Whitened Jacobian and residual of the training rows, and whose they are, a piece of a block at a time."""
     for whole in problem.train:
-        for block in pieces(problem, whole, problem.personal.q * problem.network.n_out):
+        for block in pieces(problem, whole, problem.personal.q * problem.network.n_out, NEAR_CELLS):
             yield (*linearise(problem, block, state), block.persons)
 
 

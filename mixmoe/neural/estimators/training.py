@@ -341,7 +341,8 @@ def lost(epoch: int, what: str) -> Flag:
     """Flag of a loss that is not a number."""
     return Flag(
         "not_finite",
-        f"the {what} was not finite at epoch {epoch + 1}; the last good state was restored; lower lr",
+        f"the {what} was not finite at epoch {epoch + 1}; the last good state was restored",
+        "lower lr",
     )
 
 

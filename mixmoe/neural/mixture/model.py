@@ -10,7 +10,6 @@ from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
 from mixmoe.design.design import Design, build_design, column_terms
 from mixmoe.design.formula import MoEFormula, parse_formula, refuse_several
-from mixmoe.design.formulaic_engine import parse_terms
 from mixmoe.design.terms import inputs_of_network
 from mixmoe.errors import (
     ArgumentError,
@@ -309,7 +308,7 @@ class NMoE:
             Flag(
                 "boundary",
                 f"the covariance of the random effects is singular, {', '.join(ends)} lying at the end of the space, "
-                "where there is no standard error; the others are estimated as if the direction were known to be zero: "
+                "where there is no standard error; the others are estimated as if the direction were known to be zero",
                 "use fewer or uncorrelated random effects, or cov_re='common'",
             ),
         )
@@ -466,7 +465,7 @@ def network_columns(design: Design, section: str, hidden: Sequence[int]) -> Any:
     """
     # As formulaic reads them, whatever computes the columns.
     parts = design.formula.expert if section == "expert" else design.formula.gate
-    terms = [term for part in parts for term in parse_terms(part.text, part.intercept)]
+    terms = [term for part in parts for term in part.terms]
     inside = {str(term): inputs for term in terms if (inputs := inputs_of_network(term)) is not None}
     if len(inside) > 1:
         raise FormulaError(

@@ -209,14 +209,16 @@ def _flags(starts: Starts, converged: bool, interrupted: bool, degenerate: bool)
         flags.append(Flag("interrupted", "the search was interrupted; these are the best values so far"))
     elif not converged:
         flags.append(
-            Flag("not_converged", "the score is not zero at the end of the search; give max_iter= more, or more starts")
+            Flag(
+                "not_converged", "the score is not zero at the end of the search", "give max_iter= more, or more starts"
+            )
         )
     if degenerate:
         flags.append(
             Flag(
                 "degenerate",
-                "an expert follows a few rows exactly, where the likelihood is unbounded: estimates mean nothing; use "
-                "fewer experts or hidden units, or residual='common'",
+                "an expert follows a few rows exactly, where the likelihood is unbounded: estimates mean nothing",
+                "use fewer experts or hidden units, or residual='common'",
             )
         )
     if len(starts.logliks) > 1 and starts.n_replicated == 1:
@@ -225,8 +227,8 @@ def _flags(starts: Starts, converged: bool, interrupted: bool, degenerate: bool)
             Flag(
                 "not_replicated",
                 f"only one of the {len(starts.logliks)} best of {starts.n_starts} starts, which were carried to the "
-                f"end, reached the best value, the next ones are {others} below it: there may be a higher one; give "
-                f"more starts, for instance starts={max(4 * starts.n_starts, ENOUGH)}",
+                f"end, reached the best value, the next ones are {others} below it: there may be a higher one",
+                f"give more starts, for instance starts={max(4 * starts.n_starts, ENOUGH)}",
             )
         )
     return tuple(flags)

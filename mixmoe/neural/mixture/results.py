@@ -385,18 +385,12 @@ class NMoEResults(MoEResults):
 
     def _in_order(self, places: Sequence[int]) -> Self:
         s, order = self.model.structure, list(places)
-        turn = permuted(s, np.eye(s.size), order)
-        matrix = self.cov.matrix
-        lost = np.isnan(np.diag(matrix))
-        moved = turn @ np.nan_to_num(matrix) @ turn.T
-        gone = turn[:, lost].any(axis=1)
-        moved[gone], moved[:, gone] = np.nan, np.nan
         fit = replace(
             self.em,
             params=permuted(s, self.em.params, order),
             responsibilities=self.em.responsibilities[:, order],
         )
-        return type(self)(self.model, fit, replace(self.cov, matrix=moved))
+        return type(self)(self.model, fit, self.cov.turned(permuted(s, np.eye(s.size), order)))
 
     def _first_order(self) -> FirstOrder:
         theta = self.model.free(self.em.params)
