@@ -6,7 +6,7 @@ The response distribution and its arguments, parameters to start from, clusters.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from mixmoe.arguments import checked_choice, checked_count
 from mixmoe.design.beside import check_beside, check_clusters, column_of_rows, split_subject
 from mixmoe.design.checks import level_labels, level_scores
 from mixmoe.design.complete_rows import check_weights
-from mixmoe.design.design import Design, offset_of, weights_of
+from mixmoe.design.design import Design, DesignNames, offset_of, weights_of
 from mixmoe.design.formula import MoEFormula, parse_formula, refuse_several
 from mixmoe.design.frame import exact, shown, units_of
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
@@ -53,6 +53,38 @@ from mixmoe.responses.distribution import (
 )
 from mixmoe.responses.exponential import family_named, name_of_family
 from mixmoe.responses.zero_inflated import ZeroInflated
+
+
+class HasUnits(Protocol):
+    """What a MEMoE asks of its design where rows may lie in partitions: all but the rows."""
+
+    @property
+    def formula(self) -> MoEFormula:
+        """The formula."""
+
+    @property
+    def names(self) -> DesignNames:
+        """Names of the columns."""
+
+    @property
+    def response_levels(self) -> tuple[Any, ...] | None:
+        """Levels of an ordinal response."""
+
+    @property
+    def n(self) -> int:
+        """Rows that count."""
+
+    @property
+    def n_units(self) -> int:
+        """Subjects."""
+
+    @property
+    def gate(self) -> Array:
+        """Gate columns of each subject, shape (N, m)."""
+
+    @property
+    def common(self) -> NDArray[np.bool_]:
+        """Which expert columns have coefficients that the experts share, shape (p,)."""
 
 
 def cluster_codes(design: Design, cluster: Any = None) -> NDArray[np.int64]:
@@ -184,7 +216,7 @@ def build_response_model(
     return ResponseModel(known, FamilyResponse(response, extras), residual, n_quad)
 
 
-def with_levels(model: ResponseModel, design: Design, response: Array) -> ResponseModel:
+def with_levels(model: ResponseModel, design: HasUnits, response: Array) -> ResponseModel:
     """The model with thresholds between the levels of an ordinal response; others as they are.
 
     Parameters
@@ -280,7 +312,7 @@ def check_random(design: Design, model: ResponseModel) -> None:
         raise one_row_each(design)
 
 
-def one_row_each(design: Design) -> DesignError:
+def one_row_each(design: HasUnits) -> DesignError:
     """The error for random effects of subjects that have one row each."""
     return DesignError(
         f"each of the {design.n} subjects has one row, where random effects cannot be told from residuals; "
@@ -466,7 +498,7 @@ def check_identified(design: Design, n_experts: int, response: ResponseModel) ->
         raise exact_within(design.names.response)
 
 
-def check_numbers(design: Design, n_experts: int) -> None:
+def check_numbers(design: HasUnits, n_experts: int) -> None:
     """Refuse more experts than subjects, and an expert part without columns; errors as those of `check_identified`."""
     if n_experts > design.n_units:
         raise ArgumentError(
@@ -501,7 +533,7 @@ def _exact_within(design: Design) -> bool:
     return bool(np.sqrt(np.mean(left**2)) <= _NO_NOISE * np.sqrt(np.mean((y - y.mean()) ** 2)))
 
 
-def build_structure(design: Design, n_experts: int, cov_re: CovRE, response: ResponseModel) -> Structure:
+def build_structure(design: HasUnits, n_experts: int, cov_re: CovRE, response: ResponseModel) -> Structure:
     """What the experts of a design share."""
     random = design.formula.random
     return Structure(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from mixmoe.design.design import Design
 from mixmoe.design.frame import exact
 from mixmoe.design.frame import units_of as labelled_units
 from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.families import MixtureModel
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixed.boundary import Boundary
 from mixmoe.mixed.degeneracy import separation_flags, with_label_flag
@@ -33,7 +34,7 @@ from mixmoe.output.saved import SavedFit
 from mixmoe.partitions.gathered import gather, joined_on_disk, of_run, runs
 from mixmoe.partitions.moments import Sums
 from mixmoe.partitions.scan import Partitions
-from mixmoe.partitions.streamed import Kept, Streamed, restored, stream, units_of
+from mixmoe.partitions.streamed import Kept, Streamed, StreamedDesign, restored, stream, units_of
 from mixmoe.partitions.survey import Source
 from mixmoe.responses.offsets import warn_of_offset
 
@@ -56,7 +57,8 @@ class PartitionedMEMoE(MEMoE):
     evaluations read them run by run.
     """
 
-    design: Any  # a StreamedDesign: it has no rows, and what needs them is overridden
+    # It has no rows: what needs them is overridden, what does not asks for `HasUnits`.
+    design: StreamedDesign  # type: ignore[assignment]
     source: Source | None
 
     def __init__(self, formula: Any, data: Any, experts: int = 2, **options: Any) -> None:
@@ -71,7 +73,7 @@ class PartitionedMEMoE(MEMoE):
         super().__init__(formula, data, experts, **options)
         self._sums = self._rows = None  # their content is in the likelihood
 
-    def _build(self, data: Any, options: Mapping[str, Any]) -> Any:
+    def _build(self, data: Any, options: Mapping[str, Any]) -> StreamedDesign:  # type: ignore[override]
         """The design, after refusing what moments do not hold."""
         _refuse_rows(self)
         if options["engine"] != "formulaic":
@@ -227,7 +229,9 @@ class PartitionedMEMoE(MEMoE):
 
     def results(self, fit: EMFit, cov: ParamCov) -> PartitionedResults:
         """An estimate of this model as results."""
-        return (PartitionedResults if self.response.gaussian else PartitionedGLMMResults)(self, fit, cov)
+        kind = PartitionedResults if self.response.gaussian else PartitionedGLMMResults
+        # Results of models in general may ask for rows; those of partitions ask their sample.
+        return kind(cast(MixtureModel, self), fit, cov)
 
     def bound(self, fit: EMFit) -> Self:
         """The model itself: what is known at a fit would hold the subjects a second time, or their workers."""

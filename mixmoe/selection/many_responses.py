@@ -139,7 +139,7 @@ class Each(Printed):
         return tables if heads else []
 
     def only(self, names: str | Sequence[str]) -> "Each":
-        """The same for some of the parameters or functions, as for a table of one: ``each.only("expert1.x").to_latex()``.
+        """The same for some of the parameters or functions, as in ``each.only("expert1.x").to_latex()``.
 
         Parameters
         ----------
