@@ -515,7 +515,7 @@ def response_levels(recipe: Recipe, rows: Rows, frame: FrameView) -> tuple[Any, 
     column = str(response_column(recipe.formula))
     values = rows.columns[column]
     if recipe.response_kind == "ordinal":
-        levels = _ordered_levels(values, column)
+        levels = ordered_levels(values, column)
         _warn_empty(frame.column(column), levels, column)
     else:
         levels = tuple(pd.factorize(values, sort=True)[1])
@@ -564,7 +564,14 @@ def level_labels(levels: Sequence[Any]) -> tuple[str, ...]:
     return tuple(f"{level:g}" if isinstance(level, float | np.floating) else str(level) for level in levels)
 
 
-def _ordered_levels(values: pd.Series, column: str) -> tuple[Any, ...]:
+def ordered_levels(values: pd.Series, column: str) -> tuple[Any, ...]:
+    """Levels of an ordinal response, lowest first.
+
+    Raises
+    ------
+    DesignError
+        If their order is not known, or they are too many.
+    """
     if isinstance(values.dtype, pd.CategoricalDtype):
         levels = values.cat.categories
         if not values.cat.ordered and not pd.api.types.is_numeric_dtype(levels):

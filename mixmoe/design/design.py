@@ -466,16 +466,9 @@ def assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView)
     grouped = formula.random is not None and formula.random.group in rows.keys
     labels = frame.labels.take(rows.position)
     x_kinds, keep_v = column_kinds(recipe, built, "expert")[keep_x], recipe.kept["sigma"]
-    response: NDArray[Any] | None = None
-    if recipe.response_kind != "numeric":
-        response = level_codes(recipe, rows, frame)
-        if response is not None and recipe.response_kind == "ordinal":
-            response = level_scores(recipe.levels or ())[response]
-    elif "response" in built.matrices:
-        response = built.matrices["response"][:, 0]
     return Design(
         formula=formula,
-        response=response,
+        response=response_of(recipe, built, rows, frame),
         response_levels=recipe.levels,
         expert=built.matrices["expert"] if keep_x.all() else built.matrices["expert"][:, keep_x],
         gate=gate if keep_z.all() else gate[:, keep_z],
@@ -508,6 +501,22 @@ def assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView)
         frame=pd.DataFrame({**rows.columns, **rows.keys}, copy=False).set_axis(labels),
         recipe=recipe,
         smooths=(*_smooths("expert", recipe, built), *_smooths("gate", recipe, built)),
+    )
+
+
+def response_of(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> NDArray[Any] | None:
+    """Responses of rows, shape (n,), see `Design`; None if the data have none.
+
+    Raises
+    ------
+    DesignError
+        For a level that the fit has not seen.
+    """
+    if recipe.response_kind == "numeric":
+        return built.matrices["response"][:, 0] if "response" in built.matrices else None
+    codes = level_codes(recipe, rows, frame)
+    return (
+        level_scores(recipe.levels or ())[codes] if codes is not None and recipe.response_kind == "ordinal" else codes
     )
 
 

@@ -28,6 +28,7 @@ from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.likelihood.serial import ErrorKind
 from mixmoe.mixed.options import (
     Method,
+    ResponseModel,
     build_response_model,
     build_structure,
     check_columns,
@@ -240,7 +241,7 @@ class MEMoE(Estimation):
         self._options = None if options.plain and not self.formula.sigma else options
         how = {"context": context, "engine": formula_engine, "response": kind, "aux": aux, "smooths": True}
         self.design = self._build(data, {**how, "counting": "errors='ar1'" if errors == "ar1" else ""})
-        self.response = with_levels(self.response, self.design)
+        self.response = self._with_levels()
         self._check_identified()
         if cluster is not None:
             self.clusters_of(None)  # refuses clusters that split subjects
@@ -272,6 +273,10 @@ class MEMoE(Estimation):
     def _build(self, data: Any, options: Mapping[str, Any]) -> Design:
         """The design of the data; options as those of `build_design`."""
         return build_design(self.formula, data, **options)
+
+    def _with_levels(self) -> ResponseModel:
+        """The response with what only data tell."""
+        return with_levels(self.response, self.design, np.asarray(self.design.response))
 
     def _check_identified(self) -> None:
         check_identified(self.design, self.n_experts, self.response)

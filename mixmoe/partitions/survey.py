@@ -14,11 +14,18 @@ from numpy.typing import NDArray
 
 from mixmoe.design import formulaic_engine
 from mixmoe.design.aliases import warn_empty_terms
-from mixmoe.design.checks import check_columns, check_names, check_types, warn_spellings
+from mixmoe.design.checks import (
+    check_columns,
+    check_names,
+    check_types,
+    ordered_levels,
+    response_levels,
+    warn_spellings,
+)
 from mixmoe.design.complete_rows import Dropped, NothingLeftError, Rows, earliest, say_dropped, without_rows
 from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView, infinite, is_numeric, shown, view
-from mixmoe.design.recipe import WHERE, Recipe, collect, formula_frame, needs_of
+from mixmoe.design.recipe import WHERE, Recipe, collect, formula_frame, needs_of, response_column
 from mixmoe.design.terms import python_code
 from mixmoe.design.transforms import other_rows_reason
 from mixmoe.errors import ArgumentError, DesignError
@@ -211,7 +218,7 @@ class Found:
     dropped : Dropped
     states : mapping of str to Summary
     levels : mapping of str to set
-        Per categorical factor.
+        Per categorical factor, and of an ordinal response.
     witnesses : tuple of DataFrame
         Rows that hold a level first.
     types : Types
@@ -252,6 +259,14 @@ def look(part: Part, recipe: Recipe, columns: tuple[str, ...]) -> Found:
         context = {**recipe.context, **COLLECTORS}
         found = formulaic_engine.survey(formula_frame(here.rows, recipe), recipe.sections, context)
         levels = {code: dict(zip(seen, seen.index, strict=True)) for code, seen in found.levels.items()}
+        if recipe.response_kind == "ordinal":
+            column = str(response_column(recipe.formula))
+            seen = (
+                here.rows.columns[column].reset_index(drop=True).drop(index=pd.Index(found.bad_rows)).drop_duplicates()
+            )
+            if len(seen):
+                ordered_levels(seen, column)  # refuses levels without an order
+            levels[f"response {column}"] = dict(zip(seen, seen.index, strict=True))
         _check_levels(levels)
     states = summaries_of(found.states)
     try:
@@ -430,7 +445,9 @@ def coded(recipe: Recipe, witnesses: pd.DataFrame, sample: pd.DataFrame, states:
     numeric = frozenset(str(name) for name in used if name in rows.columns and is_numeric(used[name]))
     whole = {name: np.ones(len(built.names[name]), dtype=bool) for name in ("expert", "gate", "sigma")}
     warn_empty_terms(recipe, built)
-    return Coded(replace(recipe, specs=built.specs, numeric=numeric, kept=whole), built)
+    # Every level of an ordinal response has a witness.
+    levels = response_levels(recipe, rows, frame)
+    return Coded(replace(recipe, specs=built.specs, numeric=numeric, kept=whole, levels=levels), built)
 
 
 def surveyed(recipe: Recipe, data: Partitions) -> tuple[Survey, Coded, Source]:
