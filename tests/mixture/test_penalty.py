@@ -19,7 +19,8 @@ from mixmoe.errors import ArgumentError, MixmoeWarning
 from mixmoe.inference.cells import described
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed.end_points import newton_polish
-from mixmoe.mixed.likelihood.observed import evaluate, observed_information
+from mixmoe.mixed.likelihood.hessian import observed_information
+from mixmoe.mixed.likelihood.observed import evaluate
 from mixmoe.mixture.estimate import better
 from mixmoe.mixture.gate import (
     JeffreysPenalty,
