@@ -11,7 +11,7 @@ import mixmoe as mm
 from mixmoe.errors import MixmoeWarning
 
 STEP = 1e-4
-WIDEST = 4.0  # standard error of a function over that of a parabola over the whole index, at most
+WIDEST = 6.0  # standard error of a function over that of a parabola over the whole index, at most; 200 before
 OFF = 0.4  # largest log ratio of a standard error to that of the mixture with parabolas, whose parameters are the truth
 
 
