@@ -420,39 +420,6 @@ def auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArray
     return out
 
 
-def check_sizes(columns: Mapping[str, Array], labels: pd.Index, limits: tuple[float, float]) -> None:
-    """Refuse columns so large or small that products of their values leave the range of floating-point numbers.
-
-    Parameters
-    ----------
-    columns : mapping of str to ndarray, shape (n,)
-        By what they are, as messages say it.
-    labels : Index, length n
-        Of their rows.
-    limits : tuple of float
-        Between which the largest absolute value of a column must lie, if it is not zero.
-
-    Raises
-    ------
-    DesignError
-        Names the column and the row of its largest value.
-    """
-    for what, values in columns.items():
-        size = np.abs(np.asarray(values, dtype=float))
-        if size.size:
-            place = int(size.argmax())
-            refuse_size(what, float(size[place]), limits, f", in row {shown(labels[place])}")
-
-
-def refuse_size(what: str, largest: float, limits: tuple[float, float], where: str = "") -> None:
-    """Refuse a column by its largest absolute value, see `check_sizes`; `where` is its place, in words."""
-    if largest > 0.0 and not limits[0] < largest < limits[1]:
-        raise DesignError(
-            f"{what} has the largest value {largest:.3g}{where}; it must lie between {limits[0]:g} and {limits[1]:g}, "
-            "so that products of values can be computed: correct it or change the unit"
-        )
-
-
 def with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Materialized:
     """The matrices with one row of the gate per unit, after checking that it is constant there; not along an index."""
     if recipe.formula.vary is not None:

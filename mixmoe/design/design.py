@@ -17,11 +17,9 @@ from mixmoe.design.checks import (
     check_finite,
     check_names,
     check_replay,
-    check_sizes,
     check_types,
     level_codes,
     level_scores,
-    refuse_size,
     response_levels,
     warn_doubtful,
     with_gate_by_unit,
@@ -29,7 +27,7 @@ from mixmoe.design.checks import (
 from mixmoe.design.complete_rows import Dropped, Rows, warn_dropped, without_rows
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.formulaic_engine import Materialized
-from mixmoe.design.frame import FrameView, is_numeric, plain, view
+from mixmoe.design.frame import FrameView, check_sizes, is_numeric, plain, refuse_size, view
 from mixmoe.design.recipe import (
     ENGINES,
     WHERE,
