@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mixmoe.design import formulaic_engine
 from mixmoe.design.aliases import warn_empty_terms
-from mixmoe.design.checks import check_columns, check_names, check_types
+from mixmoe.design.checks import check_columns, check_names, check_single, check_types
 from mixmoe.design.complete_rows import Dropped, NothingLeftError, Rows, earliest, say_dropped, without_rows
 from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView, infinite, is_numeric, shown, view
@@ -245,6 +245,7 @@ def look(part: Part, recipe: Recipe, columns: tuple[str, ...]) -> Found:
         if here.rows is None:
             return _nothing(here.frame.n_rows, here.dropped, types)
         for name, values in here.rows.columns.items():  # before infinite numbers are in any mean
+            check_single(values, name)
             wrong = infinite(values)
             if wrong is not None:
                 i = earliest(wrong, here.rows)
