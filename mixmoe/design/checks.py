@@ -44,19 +44,23 @@ def check_types(rows: Rows, frame: FrameView, recipe: Recipe, wanted: tuple[str,
                 values = rows.columns[used.name]
                 if used.plain and section in ("response", "index") and not is_numeric(values):
                     raise _not_numeric(values, used.name, section, rows, frame)
-                wrong = unhashable(values)  # within calls too, C(g), where it would be an error of the library below
-                if wrong is not None:
-                    value = values.iloc[wrong]
-                    raise DesignError(
-                        f"column {used.name!r} in {WHERE[section]} holds {type(value).__name__} values, such as "
-                        f"{value!r}; terms are computed from numbers, texts or categories; make columns of single "
-                        "values"
-                    )
+                check_single(values, used.name, f" in {WHERE[section]}")
                 if used.plain:
                     _check_covariate(values, used.name, section, rows, frame)
     if recipe.formula.seq is not None and recipe.formula.seq.order in rows.keys:
         order = recipe.formula.seq.order
         refuse_order_of_texts(frame.column(order), f"the order {order!r} of seq:", frame.labels)
+
+
+def check_single(values: pd.Series, name: str, where: str = "") -> None:
+    """Refuse a column whose cells hold lists or the like: within calls, as C(g), the error were one of a library."""
+    wrong = unhashable(values)
+    if wrong is not None:
+        value = values.iloc[wrong]
+        raise DesignError(
+            f"column {name!r}{where} holds {type(value).__name__} values, such as {value!r}; terms are computed from "
+            "numbers, texts or categories; make columns of single values"
+        )
 
 
 def warn_doubtful(rows: Rows, frame: FrameView, recipe: Recipe, counting: str) -> None:
