@@ -271,8 +271,8 @@ def level_process(
         levels[:, a] = process.levels[:, parts] @ row[parts]
         df[:, a] = satterthwaite_of_sum(row[parts], process, parts)
         noise[:, a] = process.noise[:, parts].max(axis=1)
-    covariance = turned_covariance(process.covariance, turn)
-    return replace(process, levels=levels, covariance=covariance, df=df, noise=noise)
+    turned = turned_covariance(process.covariance, turn)
+    return replace(process, levels=levels, covariance=turned, df=df, noise=noise)
 
 
 def without_spikes(covariance: Array, windows: Windows) -> Array:

@@ -28,9 +28,9 @@ fitted mixture, which is positive definite whatever the responses (Louis 1982, f
 For the functions themselves it is no help there: to first order it hardly knows more, and standard errors from it are
 1.5 to 2 times too small (600 rows, 40 sets). What made them up to a hundred times too large are single rows: the
 information of a row between two experts is indefinite, and in a flat direction may be as large as that of the window,
-so that its factor ``I - C L`` has an eigenvalue near zero. In a mixture at least a quarter of its score is left to a row.
-How well the observed information about a level is known is a matter of its rows as well, see `_noise`; where it is
-noise, there is no standard error.
+so that its factor ``I - C L`` has an eigenvalue near zero. In a mixture at least a quarter of its score is left to a
+row. How well the observed information about a level is known is a matter of its rows as well, see `_noise`; where it
+is noise, there is no standard error.
 
 References
 ----------

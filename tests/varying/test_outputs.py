@@ -324,7 +324,7 @@ def test_a_report_speaks_of_this_family(data, tmp_path):
     page = (tmp_path / "r.html").read_text()
     assert f"{fit.bandwidth:.4g} (cross-validated)" in page
     assert "each complete row is used" in page
-    assert "mm.select(dispersion=[...])" in page
+    assert "GRoLTS checklist" not in page  # of trajectories of subjects
     assert "cov_re" not in page
     assert "subjects contribute" not in page
 
