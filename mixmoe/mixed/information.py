@@ -30,16 +30,13 @@ from mixmoe.mixed.boundary import (
     invert_information,
 )
 from mixmoe.mixed.curvature import information
-from mixmoe.mixed.likelihood.observed import (
+from mixmoe.mixed.likelihood.hessian import (
     PredictorInformation,
-    Problem,
-    evaluate,
     observed_information,
     predictor_information,
-    subject_scores,
-    summed_products,
     unit_information,
 )
+from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_scores, summed_products
 from mixmoe.mixed.parameters import Coordinates, free_to_reported_jacobian, free_to_working
 from mixmoe.mixture.estimate import Flag, ParamLayout
 from mixmoe.mixture.gate import penalty_meat

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.em import em_iterations, expectations, update_means, update_variances
+from mixmoe.mixed.likelihood.hessian import observed_information
 from mixmoe.mixed.likelihood.observed import (
     ClosedForm,
     Model,
     Problem,
     evaluate,
-    observed_information,
     subject_logliks,
     subject_scores,
     summed_products,

@@ -13,14 +13,8 @@ from mixmoe.errors import MixmoeWarning
 from mixmoe.inference.small_samples import corrected_by_factors, corrected_scores, leverage
 from mixmoe.mixed.insertion import gains_little
 from mixmoe.mixed.likelihood import columns
-from mixmoe.mixed.likelihood.observed import (
-    evaluate,
-    observed_information,
-    predictor_information,
-    subject_scores,
-    summed_squares,
-    unit_information,
-)
+from mixmoe.mixed.likelihood.hessian import observed_information, predictor_information, unit_information
+from mixmoe.mixed.likelihood.observed import evaluate, subject_scores, summed_squares
 from mixmoe.mixed.parameters import free_to_working
 from mixmoe.mixed.starting_values import fit_one_expert
 from mixmoe.numerics.linalg import cholesky_of_one, derivative_along, floored_inverse, slope
