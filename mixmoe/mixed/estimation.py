@@ -30,12 +30,12 @@ from mixmoe.mixed.curvature import first_inverse_of_functions
 from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags, separation_flags
 from mixmoe.mixed.error_structure import ErrorSetup
 from mixmoe.mixed.information import Solution, Units, covariance, few_units, resampled_covariance
+from mixmoe.mixed.likelihood.hessian import observed_information
 from mixmoe.mixed.likelihood.observed import (
     Problem,
     block_scores,
     evaluate,
     likelihood_blocks,
-    observed_information,
     penalty_at,
     subject_logliks,
     subject_scores,

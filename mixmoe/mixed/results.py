@@ -55,12 +55,12 @@ from mixmoe.mixed.prediction.trajectories import (
     subject_mixture,
     weighted_mean_errors,
 )
-from mixmoe.mixture.mixture_law import MixtureLaw
 from mixmoe.mixture_results import MoEResults
 from mixmoe.output.predictions import (
     Interval,
     IntervalOf,
     Kind,
+    MixtureLaw,
     Scale,
     Wanted,
     by_expert,

@@ -14,6 +14,7 @@ from mixmoe.design import formulaic_engine
 from mixmoe.design.beside import split_subject
 from mixmoe.design.checks import auxiliary, check_finite
 from mixmoe.design.complete_rows import Rows, without_rows
+from mixmoe.design.design import response_of
 from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView
 from mixmoe.design.recipe import Recipe, formula_frame
@@ -388,11 +389,11 @@ def sum_part(
         if found is None:
             return None
         rows, built = found.rows, found.built
-        beside = auxiliary(recipe, rows, found.frame)
+        beside, response = auxiliary(recipe, rows, found.frame), response_of(recipe, built, rows, found.frame)
     # Only of a normal response weights scale the rows; in other families they multiply log-densities.
     weights = beside.get("weights", np.ones(rows.n)) if gaussian else np.ones(rows.n)
     offset = beside.get("offset", np.zeros(rows.n))
-    y, X, Z = built.matrices["response"][:, 0], built.matrices["expert"], built.matrices["random"]
+    y, X, Z = np.asarray(response), built.matrices["expert"], built.matrices["random"]
     p, q = X.shape[1], Z.shape[1]
     near = np.empty((1 + p + q, len(y)))
     near[0] = (y - offset - X @ reference.center) / reference.scale

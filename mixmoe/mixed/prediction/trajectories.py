@@ -24,8 +24,7 @@ from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.likelihood.serial import ErrorFactor, Filter, Visits, factorise
 from mixmoe.mixed.parameters import Coordinates, Params, ReportedVector, user_to_working
 from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
-from mixmoe.mixture.mixture_law import MixtureLaw
-from mixmoe.output.predictions import Interval, known_places, warn_strangers
+from mixmoe.output.predictions import Interval, MixtureLaw, known_places, warn_strangers
 
 
 @dataclass(frozen=True, slots=True)
