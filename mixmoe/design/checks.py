@@ -44,19 +44,23 @@ def check_types(rows: Rows, frame: FrameView, recipe: Recipe, wanted: tuple[str,
                 values = rows.columns[used.name]
                 if used.plain and section in ("response", "index") and not is_numeric(values):
                     raise _not_numeric(values, used.name, section, rows, frame)
-                wrong = unhashable(values)  # within calls too, C(g), where it would be an error of the library below
-                if wrong is not None:
-                    value = values.iloc[wrong]
-                    raise DesignError(
-                        f"column {used.name!r} in {WHERE[section]} holds {type(value).__name__} values, such as "
-                        f"{value!r}; terms are computed from numbers, texts or categories; make columns of single "
-                        "values"
-                    )
+                check_single(values, used.name, f" in {WHERE[section]}")
                 if used.plain:
                     _check_covariate(values, used.name, section, rows, frame)
     if recipe.formula.seq is not None and recipe.formula.seq.order in rows.keys:
         order = recipe.formula.seq.order
         refuse_order_of_texts(frame.column(order), f"the order {order!r} of seq:", frame.labels)
+
+
+def check_single(values: pd.Series, name: str, where: str = "") -> None:
+    """Refuse a column whose cells hold lists or the like: within calls, as C(g), the error were one of a library."""
+    wrong = unhashable(values)
+    if wrong is not None:
+        value = values.iloc[wrong]
+        raise DesignError(
+            f"column {name!r}{where} holds {type(value).__name__} values, such as {value!r}; terms are computed from "
+            "numbers, texts or categories; make columns of single values"
+        )
 
 
 def warn_doubtful(rows: Rows, frame: FrameView, recipe: Recipe, counting: str) -> None:
@@ -418,39 +422,6 @@ def auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArray
             )
         out[label] = np.array(values, dtype=np.float64) if is_numeric(values) else np.asarray(values, dtype=object)
     return out
-
-
-def check_sizes(columns: Mapping[str, Array], labels: pd.Index, limits: tuple[float, float]) -> None:
-    """Refuse columns so large or small that products of their values leave the range of floating-point numbers.
-
-    Parameters
-    ----------
-    columns : mapping of str to ndarray, shape (n,)
-        By what they are, as messages say it.
-    labels : Index, length n
-        Of their rows.
-    limits : tuple of float
-        Between which the largest absolute value of a column must lie, if it is not zero.
-
-    Raises
-    ------
-    DesignError
-        Names the column and the row of its largest value.
-    """
-    for what, values in columns.items():
-        size = np.abs(np.asarray(values, dtype=float))
-        if size.size:
-            place = int(size.argmax())
-            refuse_size(what, float(size[place]), limits, f", in row {shown(labels[place])}")
-
-
-def refuse_size(what: str, largest: float, limits: tuple[float, float], where: str = "") -> None:
-    """Refuse a column by its largest absolute value, see `check_sizes`; `where` is its place, in words."""
-    if largest > 0.0 and not limits[0] < largest < limits[1]:
-        raise DesignError(
-            f"{what} has the largest value {largest:.3g}{where}; it must lie between {limits[0]:g} and {limits[1]:g}, "
-            "so that products of values can be computed: correct it or change the unit"
-        )
 
 
 def with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Materialized:

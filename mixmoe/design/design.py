@@ -17,11 +17,9 @@ from mixmoe.design.checks import (
     check_finite,
     check_names,
     check_replay,
-    check_sizes,
     check_types,
     level_codes,
     level_scores,
-    refuse_size,
     response_levels,
     warn_doubtful,
     with_gate_by_unit,
@@ -29,7 +27,7 @@ from mixmoe.design.checks import (
 from mixmoe.design.complete_rows import Dropped, Rows, warn_dropped, without_rows
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.formulaic_engine import Materialized
-from mixmoe.design.frame import FrameView, is_numeric, plain, view
+from mixmoe.design.frame import FrameView, check_sizes, is_numeric, plain, refuse_size, view
 from mixmoe.design.recipe import (
     ENGINES,
     WHERE,
@@ -388,7 +386,7 @@ def build_design(
     design = assembled(recipe, built, rows, frame)
     check_effects(design.names.random, aliases(design.random), int(design.counts.max()))
     if design.index is None:  # models along an index have limits of their own, by family
-        _check_sizes(design)
+        check_design_sizes(design)
     else:
         check_index(design.index, str(design.names.index))
     return design
@@ -568,7 +566,8 @@ def _numbers(values: pd.Series) -> Array:
     return pd.factorize(values, sort=True)[0].astype(np.float64)
 
 
-def _check_sizes(design: Design) -> None:
+def check_design_sizes(design: Design) -> None:
+    """Refuse columns whose squares leave the range of floating-point numbers."""
     names = design.names
     columns: dict[str, Array] = {}
     if design.recipe.response_kind == "numeric" and design.response is not None:
@@ -582,6 +581,18 @@ def _check_sizes(design: Design) -> None:
     check_sizes({f"the term {name!r} of gate:": values for name, values in gate}, design.rows[design.starts], _SIZES)
 
 
-def check_size(name: str, largest: float) -> None:
-    """Refuse responses whose squares leave the range of floating-point numbers, from the largest absolute value."""
-    refuse_size(f"the response {name!r}", largest, _SIZES)
+def largest_values(recipe: Recipe, built: Materialized, beside: Mapping[str, Array]) -> dict[str, float]:
+    """Largest absolute value of each column of which products are computed, by what they are, as messages say it."""
+    out: dict[str, float] = {}
+    if recipe.response_kind == "numeric":
+        out[f"the response {built.names['response'][0]!r}"] = float(np.abs(built.matrices["response"]).max())
+    for section in ("expert", "random", "sigma", "gate"):
+        for name, values in zip(built.names[section], built.matrices[section].T, strict=True):
+            out[f"the term {name!r} of {WHERE[section]}"] = float(np.abs(values).max())
+    return out | {f"{x}={recipe.aux[x]!r}": float(np.abs(beside[x]).max()) for x in _SIZED if x in beside}
+
+
+def check_largest(largest: Mapping[str, float]) -> None:
+    """Refuse columns of partitions whose squares leave the range of floating-point numbers, by `largest_values`."""
+    for what, value in largest.items():
+        refuse_size(what, value, _SIZES)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.design.aliases import aliases, check_effects, dependent, independent
 from mixmoe.design.complete_rows import Dropped
-from mixmoe.design.design import Design, DesignNames, check_size, offset_of, replay
+from mixmoe.design.design import Design, DesignNames, check_design_sizes, check_largest, offset_of, replay
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.frame import shown
 from mixmoe.design.recipe import Recipe, ResponseKind, make_recipe
@@ -164,12 +164,13 @@ def stream(
     group = group_of(recipe)
     found, made, source = surveyed(recipe, data)
     near = replay(made.recipe, found.sample, response=True)
+    check_design_sizes(near)
     y = np.asarray(near.response) - offset_of(near)
     reference = reference_of(y, near.expert, near.random)
     # Labels of several types have an order in pandas only, not one by which they could be cut elsewhere.
     spread = spread and not pd.api.types.infer_dtype(near.labels).startswith("mixed")
     sums = accumulate(made.recipe, source, reference, gaussian, near.labels if spread else None)
-    check_size(near.names.response, sums.largest)
+    check_largest(sums.largest)
     counts = sums.subjects.sums[0].astype(np.intp)
     check_effects(near.names.random, dependent(*_triangles(sums.random, sums.reference.random)), int(counts.max()))
     gate = _baseline(sums.subjects, made.built.names["gate"], group)

@@ -17,6 +17,7 @@ from mixmoe.design.aliases import warn_empty_terms
 from mixmoe.design.checks import (
     check_columns,
     check_names,
+    check_single,
     check_types,
     ordered_levels,
     response_levels,
@@ -249,6 +250,7 @@ def look(part: Part, recipe: Recipe, columns: tuple[str, ...]) -> Found:
         if here.rows is None:
             return _nothing(here.frame.n_rows, here.dropped, types)
         for name, values in here.rows.columns.items():  # before infinite numbers are in any mean
+            check_single(values, name)
             wrong = infinite(values)
             if wrong is not None:
                 i = earliest(wrong, here.rows)
