@@ -9,7 +9,6 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import pandas as pd
 
-from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.atomic import PathLike, written
 from mixmoe.check.diagnosis import PANELS, Diagnosis
@@ -247,21 +246,6 @@ class Results(Diagnosis, Reporting, LabelledResults):
         if not isinstance(other, Results):
             raise ArgumentError(f"lr_test compares with the results of another fit, got {type(other).__name__}")
         return lr_test(self._side(), other._side())
-
-    @property
-    def _described(self) -> Design:
-        """The rows that a report describes and draws: those of the fit."""
-        return self.model.design
-
-    @property
-    def _responsibilities_described(self) -> Array:
-        """Posterior probabilities of the units of these rows, shape (N, K)."""
-        return self.em.responsibilities
-
-    @property
-    def _sample_words(self) -> str:
-        """In words which units these rows are of; empty if they are all."""
-        return ""
 
     def _side(self) -> FitSide:
         """What a likelihood-ratio test needs of this fit."""

@@ -553,7 +553,8 @@ def test_levels_that_differ_only_in_blanks_or_case(other):
     data.loc[data["id"] < "s05", "g"] = other
     n = int((data["g"] == "a").sum())
     message = (
-        rf"column 'g' has categories that differ only in blanks or case: 'a' \({n} rows\) and {other!r} \(20 rows\);"
+        r"column 'g' has categories that differ only in blanks, case or the form of accents: "
+        rf"'a' \({n} rows\) and {other!r} \(20 rows\);"
     )
     for formula in ("y ~ time + g | re: (1 | id)", "y ~ time | gate: C(g) | re: (1 | id)"):
         with pytest.warns(AssumptionWarning, match=message):
@@ -561,6 +562,52 @@ def test_levels_that_differ_only_in_blanks_or_case(other):
     with pytest.warns(AssumptionWarning, match=message):
         mm.VCMoE("y ~ g | vary: x", data, 1)
     assert _value(other) == (other if other.strip() == other else repr(other))  # as flags name it
+
+
+def test_labels_and_responses_that_are_spelt_twice():
+    """An accent is one code point or two, whatever the program that wrote the file: both look alike."""
+    data = good()
+    two = data.assign(id="Zo\u00eb" + data["id"])
+    two.loc[two["time"] > 1, "id"] = two["id"].str.replace("\u00eb", "e\u0308")
+    with pytest.warns(
+        AssumptionWarning, match=r"column 'id' has labels .*: 'Zoe\\u0308s00' .* and 'Zo\\xebs00' .*; \.\.\.;"
+    ):
+        mm.MEMoE("y ~ time | re: (1 | id)", two, 1)
+    data["id"] = data["id"].astype(str)
+    data.loc[:3, "id"] = "NA"
+    with pytest.warns(AssumptionWarning, match="column 'id' is 'NA' in 4 rows, which is taken for a label of its own"):
+        mm.MEMoE("y ~ time | re: (1 | id)", data, 1)
+    states = pd.DataFrame({"id": np.repeat(list("abcdef"), 6), "k": np.tile(np.arange(6), 6), "x": np.arange(36) % 5})
+    states["s"] = np.where(states["k"] % 2, "Calm", "tense")
+    states.loc[1, "s"] = "calm "
+    with pytest.warns(
+        AssumptionWarning, match=r"column 's' has categories .*: 'Calm' \(17 rows\) and 'calm ' \(1 rows\)"
+    ):
+        mm.NME("s ~ x | re: (0 | id)", states, hidden=())
+
+
+def test_nothing_is_to_be_imputed_in_rows_without_a_response():
+    data = good()
+    data.loc[:5, ["y", "z"]] = np.nan
+    with pytest.warns(DroppedRowsWarning, match=r"of none of 30 subjects all$|all rows of 1 of 30 subjects$"):
+        mm.MEMoE(FORMULA, data, 1)
+    with pytest.warns(DroppedRowsWarning, match="subjects$|subjects all$"):
+        mm.MEMoE(FORMULA.replace("y ~", "np.exp(y) ~"), data, 1)
+
+
+def test_the_order_of_texts_is_that_of_no_time():
+    data = good().assign(when=lambda d: (d.groupby("id").cumcount() + 8).astype(str) + ".3.2026")
+    with pytest.raises(DesignError, match=r"'when', by which lag\(\) arranges the rows, is '8.3.2026'"):
+        mm.MEMoE("y ~ lag(x) | re: (1 | id)", data, 1, time="when")
+
+
+def test_errors_by_row_of_rows_that_are_not_in_the_order_of_time():
+    mixed = good().sample(frac=1, random_state=0)
+    with pytest.warns(AssumptionWarning, match="errors='ar1' takes the row before as the rows stand, and in .* 'time'"):
+        mm.MEMoE("y ~ time + x | re: (1 | id)", mixed, 1, errors="ar1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mm.MEMoE("y ~ time + x | re: (1 | id)", mixed, 1, errors="ar1", time="time")
 
 
 def test_lags_of_rows_that_are_not_in_the_order_of_time():

@@ -1,6 +1,7 @@
 """Numbers that sentences of the site quote from simulations, benchmarks and outputs stand where they come from."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -44,6 +45,34 @@ STUDIES = [
         ("N=10,000 x 5 | 1.0 s", "N=1,000,000 x 5 | 36.5 s"),
     ),
 ]
+# Notebook, where its stored outputs have the numbers, and the sentence that is written with them.
+OUTPUTS = [
+    (
+        "tutorials/cohort.ipynb",
+        (r"expert1\.year +(\S+)",),
+        lambda slope: f"rises by {slope:.2f} a year, that is by {percent(slope)} %",
+    ),
+    (
+        "tutorials/cohort.ipynb",
+        (r"Expert 1 \(mean probability (\S+)\)", r"mean probability[\s\S]*?\nIntercept +(\S+)", r"\nyear {10,}(\S+)"),
+        lambda share, level, slope: (
+            f"Expert 1, {100 * share:.0f} % of the patients: bilirubin of exp({level:.1f}) = {math.exp(level):.1f} "
+            f"mg/dl at entry (the normal range ends at about 1.2), rising by {percent(slope)} % a year. "
+            f"Expert 2, {100 * (1 - share):.0f} %"
+        ),
+    ),
+    (
+        "tutorials/cohort.ipynb",
+        (r"expert 2: stage0 +(\S+)",),
+        lambda odds: f"exp({odds:.2f}) = {math.exp(odds):.2f}",
+    ),
+    (
+        "tutorials/growth.ipynb",
+        (r"expert 2: weight +(\S+)",),
+        lambda odds: f"by exp({odds:.1f}) = {math.exp(odds):.2f}",
+    ),
+    ("tutorials/trial.ipynb", (r"Likelihood-ratio test: .* p = (\S+),",), lambda p: f"Perhaps: p = {p:.2f}"),
+]
 MEASURED = re.compile(
     r"simulat|data sets|\bsets\b|processor|\bGB\b|\bCPU\b|hold the truth|of all places", re.IGNORECASE
 )
@@ -71,6 +100,24 @@ PAGES = {
     for path in sorted(SITE.rglob("*"))
     if path.suffix in (".md", ".rst", ".ipynb") and "simulations" not in path.parts
 }
+
+
+def percent(slope):
+    """Change by a slope of a logarithm, in whole percent."""
+    return round(100 * math.expm1(slope))
+
+
+def printed(page):
+    """What the code of a notebook printed."""
+    cells = json.loads((SITE / page).read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return "\n".join("".join(o.get("text", []) or o.get("data", {}).get("text/plain", [])) for o in outputs)
+
+
+@pytest.mark.parametrize(("page", "found", "write"), OUTPUTS)
+def test_a_quoted_number_stands_in_the_output(page, found, write):
+    numbers = [float(re.search(pattern, printed(page))[1]) for pattern in found]
+    assert write(*numbers) in PAGES[page]
 
 
 @pytest.mark.parametrize(("page", "sentence", "source", "held"), STUDIES)

@@ -13,6 +13,7 @@ import mixmoe as mm
 from mixmoe.check.diagnosis import PANELS
 from mixmoe.design.formula import parse_formula
 from mixmoe.varying.function_tables import PLOTS
+from tests.typeset import faults_of_tables
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "vignettes"
@@ -127,6 +128,14 @@ def test_notebooks_carry_their_outputs(name):
         assert any("image/png" in output.get("data", {}) for output in cell["outputs"])
     assert not any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
     assert not any(output.get("name") == "stderr" for cell in cells for output in cell["outputs"])
+
+
+def test_latex_on_pages_is_typeset_without_faults(tmp_path):
+    outputs = [o for notebook in NOTEBOOKS.values() for cell in notebook["cells"] for o in cell.get("outputs", [])]
+    shown = ["".join(output.get("text", [])) for output in outputs]
+    tables = [found for text in shown for found in re.findall(r"\\begin\{table\}.*\\end\{table\}\n", text, re.DOTALL)]
+    assert len(tables) > 2
+    assert faults_of_tables(tables, tmp_path) == []
 
 
 def test_every_table_of_the_simulations_is_shown():

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.design.design import Design
-from mixmoe.design.frame import FrameView, series_of, shown, unhashable, units_of, view
+from mixmoe.design.frame import FrameView, exact, series_of, shown, unhashable, units_of, view
 from mixmoe.errors import ArgumentError, DesignError
 
 BESIDE = ("trials", "offset", "weights", "time", "cluster")
@@ -197,3 +197,34 @@ def _with_column(data: Any, name: str, column: pd.Series) -> Any:
         return whole
     keys = data.keys() if isinstance(data, Mapping) else data.columns
     return {**{key: data[key] for key in keys}, name: column.array}
+
+
+def cluster_codes(design: Design, cluster: Any = None) -> NDArray[np.int64]:
+    """Cluster of each subject as codes 0..G-1, shape (N,).
+
+    Parameters
+    ----------
+    design : Design
+    cluster : str, array or Series, optional
+        A column that the fit uses, or one value for each row of the data; by default the clusters of the model.
+
+    Returns
+    -------
+    ndarray of int, shape (N,)
+
+    Raises
+    ------
+    ArgumentError, DesignError
+        If a row has no cluster, a subject lies in two, or all lie in one.
+    """
+    if cluster is None and "cluster" not in design.aux:
+        raise ArgumentError("cov_type='cluster' needs the clusters, got None; pass cluster=, a column or an array")
+    own = pd.Series(design.aux.get("cluster"), dtype=object)
+    values = own if cluster is None else column_of_rows(design, "cluster", cluster)
+    check_clusters(values, design.rows)
+    codes = units_of(exact(values)).codes
+    first = codes[design.starts]
+    split = codes != first[design.codes]
+    if split.any():
+        raise split_subject(design.labels[design.codes[split.argmax()]])
+    return first.astype(np.int64)

@@ -3,6 +3,7 @@
 Messages name column and row.
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.design.complete_rows import Rows, earliest
+from mixmoe.design.complete_rows import Rows, earliest, refuse_order_of_texts
 from mixmoe.design.formulaic_engine import Categories, Materialized
 from mixmoe.design.frame import FrameView, infinite, is_numeric, missing, shown, unhashable, units_of
 from mixmoe.design.recipe import ENGINES, WHERE, Recipe, response_column
@@ -22,6 +23,8 @@ _NUMERIC_AUX = ("trials", "offset")  # auxiliary columns that must hold numbers;
 _MANY_LEVELS = 20
 _FEW_NUMBERS = 10  # numbers in texts up to which they may well be names of categories
 _SHOWN = 12
+_PAIRS = 3  # of spellings shown
+_ONE = {"categories": "category", "labels": "label"}
 _BLANK = ("", "na", "n/a", "nan", "none", "null", "?", ".")
 _COPIES = 0.1  # share of the rows that may be copies of others by rounding
 _CONTINUOUS = 0.2  # different values per row of a response that is measured, if each row is there a few times
@@ -41,63 +44,41 @@ def check_types(rows: Rows, frame: FrameView, recipe: Recipe, wanted: tuple[str,
                 values = rows.columns[used.name]
                 if used.plain and section in ("response", "index") and not is_numeric(values):
                     raise _not_numeric(values, used.name, section, rows, frame)
-                wrong = unhashable(values)  # within calls too, C(g), where it would be an error of the library below
-                if wrong is not None:
-                    value = values.iloc[wrong]
-                    raise DesignError(
-                        f"column {used.name!r} in {WHERE[section]} holds {type(value).__name__} values, such as "
-                        f"{value!r}; terms are computed from numbers, texts or categories; make columns of single "
-                        "values"
-                    )
+                check_single(values, used.name, f" in {WHERE[section]}")
                 if used.plain:
                     _check_covariate(values, used.name, section, rows, frame)
     if recipe.formula.seq is not None and recipe.formula.seq.order in rows.keys:
-        _check_order(rows.keys[recipe.formula.seq.order], recipe.formula.seq.order, rows, frame)
+        order = recipe.formula.seq.order
+        refuse_order_of_texts(frame.column(order), f"the order {order!r} of seq:", frame.labels)
 
 
-def _check_order(values: pd.Series, name: str, rows: Rows, frame: FrameView) -> None:
-    """Refuse texts, whose order is that of their letters, '10' before '2', for the order of rows."""
-    listed = isinstance(values.dtype, pd.CategoricalDtype)
-    ordered = listed and values.cat.ordered
-    kind = pd.api.types.infer_dtype(values.cat.categories if listed else values)
-    if ordered or not (kind == "string" or kind.startswith("mixed")):
-        return
-    i = _first_text(values, rows)
-    raise DesignError(
-        f"the order {name!r} of seq: is {shown(values.iloc[i])} in row {label_of(rows, frame, i)}, a text, and the "
-        "order of texts is that of their letters, '10' before '2'; convert it with pd.to_numeric or pd.to_datetime, or "
-        "make it an ordered category, as in pd.Categorical(values, categories=[...], ordered=True)"
-    )
+def check_single(values: pd.Series, name: str, where: str = "") -> None:
+    """Refuse a column whose cells hold lists or the like: within calls, as C(g), the error were one of a library."""
+    wrong = unhashable(values)
+    if wrong is not None:
+        value = values.iloc[wrong]
+        raise DesignError(
+            f"column {name!r}{where} holds {type(value).__name__} values, such as {value!r}; terms are computed from "
+            "numbers, texts or categories; make columns of single values"
+        )
 
 
-def warn_doubtful(rows: Rows, frame: FrameView, recipe: Recipe) -> None:
-    """Tell of levels that stand for missing values or are spelt twice, of rows there twice, of lags in no order.
+def warn_doubtful(rows: Rows, frame: FrameView, recipe: Recipe, counting: str) -> None:
+    """Tell of levels that stand for missing values or are spelt twice, of rows there twice, of rows in no order.
+
+    Parameters
+    ----------
+    rows : Rows
+    frame : FrameView
+    recipe : Recipe
+    counting : str
+        What beside ``lag()`` takes the row before as the rows stand.
 
     Warns
     -----
     AssumptionWarning
     """
-    for name in dict.fromkeys(u.name for used in recipe.names.values() for u in used if not u.called):
-        values = rows.columns.get(name)
-        if values is None or is_numeric(values):
-            continue
-        blank = values.astype(object).map(lambda value: isinstance(value, str) and value.strip().lower() in _BLANK)
-        if blank.any():
-            warn(
-                f"column {name!r} is {shown(values[blank].iloc[0])} in {int(blank.sum())} rows, which is taken for a "
-                f"category of its own; where it stands for a missing value, say so: data[{name!r}].replace("
-                f"{shown(values[blank].iloc[0])}, None)",
-                AssumptionWarning,
-            )
-        alike = _spelt_alike(values)
-        if alike:
-            listed = "; ".join(" and ".join(f"{shown(text)} ({n} rows)" for text, n in one) for one in alike[:_SHOWN])
-            warn(
-                f"column {name!r} has categories that differ only in blanks or case: {listed}; each is one of its own, "
-                f"so that, if they are meant to be the same, give them one spelling: data[{name!r}].str.strip()"
-                ".str.lower()",
-                AssumptionWarning,
-            )
+    warn_spellings(rows, recipe)
     copies = _copies(rows, recipe)
     if copies > _COPIES * rows.n:
         warn(
@@ -105,12 +86,13 @@ def warn_doubtful(rows: Rows, frame: FrameView, recipe: Recipe) -> None:
             "uses; if a table was joined or appended twice, take them out with data.drop_duplicates()",
             AssumptionWarning,
         )
-    if rows.lags and recipe.formula.random is not None and recipe.formula.seq is None and "time" not in recipe.aux:
-        _warn_unordered(rows, frame, recipe)
+    before = rows.lags[0].name if rows.lags else counting
+    if before and recipe.formula.random is not None and recipe.formula.seq is None and "time" not in recipe.aux:
+        _warn_unordered(rows, frame, recipe, before)
 
 
-def _warn_unordered(rows: Rows, frame: FrameView, recipe: Recipe) -> None:
-    """Tell that rows stand in the order of no column, where lags go by it and a column looks like their time.
+def _warn_unordered(rows: Rows, frame: FrameView, recipe: Recipe, before: str) -> None:
+    """Tell that rows stand in the order of no column, where `before` goes by it and a column looks like their time.
 
     Such a column tells all rows of a subject apart, and is a date, a whole number that other subjects have too, or has
     a random slope. Where one of them is in order, it is the time, whatever others there are.
@@ -137,21 +119,74 @@ def _warn_unordered(rows: Rows, frame: FrameView, recipe: Recipe) -> None:
     for name, n_units in list(unordered.items())[:1]:
         group = str(recipe.formula.random.group) if recipe.formula.random is not None else ""
         warn(
-            f"{rows.lags[0].name} takes the row before as the rows stand, and in {n_units} of {len(rows.labels)} "
+            f"{before} takes the row before as the rows stand, and in {n_units} of {len(rows.labels)} "
             f"subjects they are not in the order of {name!r}; if that is their time, sort them first: "
             f"data.sort_values([{group!r}, {name!r}])",
             AssumptionWarning,
         )
 
 
-def _spelt_alike(values: pd.Series) -> list[list[tuple[str, int]]]:
-    """Texts that differ only in blanks or case, each with its number of rows, the most frequent first."""
-    counts = values.astype(object).value_counts()
-    texts = [text for text in counts.index if isinstance(text, str)]
+def warn_spellings(rows: Rows, recipe: Recipe, whole: bool = True) -> None:
+    """Tell of texts that stand for missing values, and of those that differ in blanks, case or form of accents only.
+
+    Columns that the formula uses, the response among them, and those that name subjects, sequences and clusters.
+
+    Parameters
+    ----------
+    rows : Rows
+    recipe : Recipe
+    whole : bool
+        Whether these are all rows; otherwise they hold all categories, and how often is not told.
+
+    Warns
+    -----
+    AssumptionWarning
+    """
+    used = dict.fromkeys(u.name for names in recipe.names.values() for u in names if not u.called)
+    order = {None if recipe.formula.seq is None else recipe.formula.seq.order, recipe.aux.get("time")}
+    columns = {name: rows.columns[name] for name in (*used, recipe.formula.response) if name in rows.columns}
+    labels = {name: values for name, values in rows.keys.items() if whole and name not in order}
+    for name, values in {**columns, **labels}.items():
+        if is_numeric(values):
+            continue
+        what = "categories" if name in columns else "labels"
+        counts = values.value_counts()
+        texts = {text: int(n) for text, n in counts.items() if isinstance(text, str) and n}
+        blank = {text: n for text, n in texts.items() if text.strip().lower() in _BLANK}
+        if blank:
+            first = next(text for text in values if text in blank)
+            where = f"in {sum(blank.values())} rows, " if whole else "in some rows, "
+            warn(
+                f"column {name!r} is {shown(first)} {where}which is taken for a {_ONE[what]} of its own; where it "
+                f"stands for a missing value, say so: data[{name!r}].replace({shown(first)}, None)",
+                AssumptionWarning,
+            )
+        alike = _spelt_alike(texts)
+        if alike:
+            told = [[f"{_written(t, one)} ({n} rows)" if whole else _written(t, one) for t, n in one] for one in alike]
+            listed = "; ".join(" and ".join(one) for one in told[:_PAIRS]) + ("; ..." if len(told) > _PAIRS else "")
+            warn(
+                f"column {name!r} has {what} that differ only in blanks, case or the form of accents: {listed}; each "
+                f"is one of its own, so that, if they are meant to be the same, give them one spelling: data[{name!r}]"
+                ".str.strip().str.lower().str.normalize('NFC')",
+                AssumptionWarning,
+            )
+
+
+def _spelt_alike(texts: Mapping[str, int]) -> list[list[tuple[str, int]]]:
+    """Texts that differ only in blanks, case or form of accents, with their number of rows, most frequent first."""
     by_reading: dict[str, list[tuple[str, int]]] = {}
-    for text in texts:
-        by_reading.setdefault(" ".join(text.split()).casefold(), []).append((text, int(counts[text])))
+    for text, n in texts.items():
+        reading = " ".join(text.split()).casefold()
+        by_reading.setdefault(unicodedata.normalize("NFKC", reading), []).append((text, n))
     return [found for found in by_reading.values() if len(found) > 1]
+
+
+def _written(text: str, alike: Sequence[tuple[str, int]]) -> str:
+    """A text as it is shown; by code points where others look the same."""
+    forms = [unicodedata.normalize("NFC", other) for other, _ in alike]
+    twice = forms.count(unicodedata.normalize("NFC", text)) > 1
+    return ascii(text) if twice else shown(text)
 
 
 def _copies(rows: Rows, recipe: Recipe) -> int:
@@ -389,39 +424,6 @@ def auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArray
     return out
 
 
-def check_sizes(columns: Mapping[str, Array], labels: pd.Index, limits: tuple[float, float]) -> None:
-    """Refuse columns so large or small that products of their values leave the range of floating-point numbers.
-
-    Parameters
-    ----------
-    columns : mapping of str to ndarray, shape (n,)
-        By what they are, as messages say it.
-    labels : Index, length n
-        Of their rows.
-    limits : tuple of float
-        Between which the largest absolute value of a column must lie, if it is not zero.
-
-    Raises
-    ------
-    DesignError
-        Names the column and the row of its largest value.
-    """
-    for what, values in columns.items():
-        size = np.abs(np.asarray(values, dtype=float))
-        if size.size:
-            place = int(size.argmax())
-            refuse_size(what, float(size[place]), limits, f", in row {shown(labels[place])}")
-
-
-def refuse_size(what: str, largest: float, limits: tuple[float, float], where: str = "") -> None:
-    """Refuse a column by its largest absolute value, see `check_sizes`; `where` is its place, in words."""
-    if largest > 0.0 and not limits[0] < largest < limits[1]:
-        raise DesignError(
-            f"{what} has the largest value {largest:.3g}{where}; it must lie between {limits[0]:g} and {limits[1]:g}, "
-            "so that products of values can be computed: correct it or change the unit"
-        )
-
-
 def with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Materialized:
     """The matrices with one row of the gate per unit, after checking that it is constant there; not along an index."""
     if recipe.formula.vary is not None:
@@ -484,7 +486,7 @@ def response_levels(recipe: Recipe, rows: Rows, frame: FrameView) -> tuple[Any, 
     column = str(response_column(recipe.formula))
     values = rows.columns[column]
     if recipe.response_kind == "ordinal":
-        levels = _ordered_levels(values, column)
+        levels = ordered_levels(values, column)
         _warn_empty(frame.column(column), levels, column)
     else:
         levels = tuple(pd.factorize(values, sort=True)[1])
@@ -533,7 +535,14 @@ def level_labels(levels: Sequence[Any]) -> tuple[str, ...]:
     return tuple(f"{level:g}" if isinstance(level, float | np.floating) else str(level) for level in levels)
 
 
-def _ordered_levels(values: pd.Series, column: str) -> tuple[Any, ...]:
+def ordered_levels(values: pd.Series, column: str) -> tuple[Any, ...]:
+    """Levels of an ordinal response, lowest first.
+
+    Raises
+    ------
+    DesignError
+        If their order is not known, or they are too many.
+    """
     if isinstance(values.dtype, pd.CategoricalDtype):
         levels = values.cat.categories
         if not values.cat.ordered and not pd.api.types.is_numeric_dtype(levels):

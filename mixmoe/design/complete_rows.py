@@ -23,10 +23,19 @@ class Dropped:
     n_rows : int
     by_column : tuple of (str, int)
         Columns or terms with missing values, and in how many rows; a row can be missing in several.
+    imputable : frozenset of str
+        Columns to impute, which would keep rows: those that are missing in rows that have a response and labels.
     """
 
     n_rows: int = 0
     by_column: tuple[tuple[str, int], ...] = ()
+    imputable: frozenset[str] = frozenset()
+
+    def __add__(self, other: "Dropped") -> "Dropped":
+        counts = dict(self.by_column)
+        for name, count in other.by_column:
+            counts[name] = counts.get(name, 0) + count
+        return Dropped(self.n_rows + other.n_rows, tuple(counts.items()), self.imputable | other.imputable)
 
     def __str__(self) -> str:
         return ", ".join(f"{name}: {count}" for name, count in self.by_column)
@@ -47,6 +56,8 @@ class Need:
         Whether anything is computed from it; false for columns of labels.
     gaps : bool
         Whether its values are levels that are kept where they are missing.
+    response : bool
+        Whether the response is computed from it.
     """
 
     name: str
@@ -54,6 +65,7 @@ class Need:
     complete: bool = True
     term: bool = True
     gaps: bool = False
+    response: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +214,14 @@ def collect_rows(
     absent |= {name: missing(values) for name, values in before.items() if lagged.complete}
     keep = ~np.logical_or.reduce([np.zeros(frame.n_rows, dtype=bool), *absent.values()])
     counts = tuple((name, int(np.count_nonzero(rows))) for name, rows in absent.items())
-    dropped = Dropped(int(np.count_nonzero(~keep)), tuple((name, count) for name, count in counts if count))
+    fixed = {need.name for need in needs if need.complete and (need.response or not need.term)}
+    lost = np.logical_or.reduce([np.zeros(frame.n_rows, dtype=bool), *(absent[name] for name in fixed)])
+    imputable = {need.name for need in needs if need.complete} - fixed
+    dropped = Dropped(
+        int(np.count_nonzero(~keep)),
+        tuple((name, count) for name, count in counts if count),
+        frozenset(name for name in imputable if (absent[name] & ~lost).any()),
+    )
     if not keep.any():
         raise NothingLeftError(
             f"all {frame.n_rows} rows have a missing value ({dropped}); nothing is left to analyse, so leave out the "
@@ -306,6 +325,8 @@ def _course(frame: FrameView, keys: Keys, alone: bool) -> _Course:
     last = [name for name in (keys.order or keys.time,) if name is not None]
     for name in (*names, *last):
         _check_place(frame, name)
+    for name in last:
+        refuse_order_of_texts(frame.column(name), f"{name!r}, by which lag() arranges the rows,", frame.labels)
     outer, by = ([_codes_of(frame.column(name)) for name in some] for some in (names, last))
     order = np.lexsort([places, *by, *reversed(outer)]).astype(np.intp)
     block = np.zeros(frame.n_rows, dtype=np.intp)
@@ -313,6 +334,34 @@ def _course(frame: FrameView, keys: Keys, alone: bool) -> _Course:
         # Pairs of codes as one number, made dense again so that a third column cannot overflow it; missing is code 0.
         block = np.unique(block * (int(codes.max(initial=0)) + 2) + codes + 1, return_inverse=True)[1]
     return _Course(order, block[order])
+
+
+def refuse_order_of_texts(values: pd.Series, what: str, labels: pd.Index) -> None:
+    """Refuse texts, whose order is that of their letters, '10' before '2', for the order of rows.
+
+    Parameters
+    ----------
+    values : Series, length n
+    what : str
+        The column, for the message.
+    labels : Index, length n
+        Of the rows.
+
+    Raises
+    ------
+    DesignError
+        Names the first row.
+    """
+    listed = isinstance(values.dtype, pd.CategoricalDtype)
+    kind = pd.api.types.infer_dtype(values.cat.categories if listed else values)
+    if (listed and values.cat.ordered) or not (kind == "string" or kind.startswith("mixed")):
+        return
+    i = next(i for i, value in enumerate(values) if isinstance(value, str))
+    raise DesignError(
+        f"{what} is {shown(values.iloc[i])} in row {shown(labels[i])}, a text, and the order of texts is that of their "
+        "letters, '10' before '2'; convert it with pd.to_numeric or pd.to_datetime, or make it an ordered category, as "
+        "in pd.Categorical(values, categories=[...], ordered=True)"
+    )
 
 
 def _check_place(frame: FrameView, name: str) -> None:
@@ -440,7 +489,7 @@ def _lost(rows: Rows, frame: FrameView, group: str) -> tuple[int, int]:
     return total - len(labels), total
 
 
-def warn_dropped(rows: Rows, frame: FrameView, response: str, group: str | None) -> None:
+def warn_dropped(rows: Rows, frame: FrameView, group: str | None) -> None:
     """Say how many rows and subjects are gone, and what can be done: covariates can be imputed, responses need not."""
     subjects = ""
     if group is not None and group in frame and rows.dropped.n_rows:
@@ -448,12 +497,10 @@ def warn_dropped(rows: Rows, frame: FrameView, response: str, group: str | None)
         subjects = (
             f", among them all rows of {lost} of {total} subjects" if lost else f", of none of {total} subjects all"
         )
-    say_dropped(rows.dropped, frame.n_rows, frame, (response, group), subjects)
+    say_dropped(rows.dropped, frame.n_rows, frame, subjects)
 
 
-def say_dropped(
-    dropped: Dropped, n_rows: int, known: Container[str], apart: tuple[str | None, ...], subjects: str = ""
-) -> None:
+def say_dropped(dropped: Dropped, n_rows: int, known: Container[str], subjects: str = "") -> None:
     """Say how many rows are gone, and what can be done.
 
     Parameters
@@ -463,8 +510,6 @@ def say_dropped(
         Rows of the data.
     known : container of str
         Columns of the data; other names are of terms.
-    apart : tuple of str or None
-        Columns that are not to be imputed.
     subjects : str
         In words, how many subjects are gone with them.
     """
@@ -475,7 +520,7 @@ def say_dropped(
         undefined = f"; {', '.join(lags)} has nothing before the first rows" if lags else ""
         if others:
             undefined += f"; {', '.join(others)} may be undefined there, as a logarithm of negative values"
-        covariates = [name for name, _ in dropped.by_column if name in known and name not in apart]
+        covariates = [name for name, _ in dropped.by_column if name in dropped.imputable]
         advice = f"; impute {', '.join(covariates)} to keep them" if covariates else ""
         warn(
             f"{dropped.n_rows} of {n_rows} rows were left out because of missing values ({dropped}){subjects}"
@@ -496,7 +541,7 @@ def without_rows(rows: Rows, bad: IntArray, terms: tuple[tuple[str, int], ...], 
         return rows
     keep = np.ones(rows.n, dtype=bool)
     keep[bad] = False
-    dropped = Dropped(rows.dropped.n_rows + len(bad), rows.dropped.by_column + terms)
+    dropped = rows.dropped + Dropped(len(bad), terms)
     if not keep.any():
         raise NothingLeftError(
             f"no row is left: of {n_input} rows all have a missing value or a term that is not a number ({dropped}); "

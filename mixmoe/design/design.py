@@ -17,11 +17,9 @@ from mixmoe.design.checks import (
     check_finite,
     check_names,
     check_replay,
-    check_sizes,
     check_types,
     level_codes,
     level_scores,
-    refuse_size,
     response_levels,
     warn_doubtful,
     with_gate_by_unit,
@@ -29,7 +27,7 @@ from mixmoe.design.checks import (
 from mixmoe.design.complete_rows import Dropped, Rows, warn_dropped, without_rows
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.formulaic_engine import Materialized
-from mixmoe.design.frame import FrameView, is_numeric, plain, view
+from mixmoe.design.frame import FrameView, check_sizes, is_numeric, plain, refuse_size, view
 from mixmoe.design.recipe import (
     ENGINES,
     WHERE,
@@ -326,6 +324,7 @@ def build_design(
     partial_response: bool = False,
     smooths: bool = False,
     networks: bool = False,
+    counting: str = "",
 ) -> Design:
     """Arrays of a formula and a data set.
 
@@ -350,6 +349,8 @@ def build_design(
         Whether the family has penalised functions ``s(...)``.
     networks : bool
         Whether it has networks ``nn(...)``, whose columns are their inputs.
+    counting : str
+        What beside ``lag()`` takes the row before as the rows stand, such as ``errors='ar1'``.
 
     Returns
     -------
@@ -367,7 +368,7 @@ def build_design(
     CollinearityWarning
         If columns are left out because others make them superfluous.
     AssumptionWarning
-        If levels seem to stand for missing values, or rows to be there twice.
+        If levels seem to stand for missing values, rows to be there twice or in no order.
     """
     recipe = make_recipe(formula, context, engine, response, aux, random_columns, partial_response, smooths, networks)
     frame = view(data)
@@ -375,7 +376,7 @@ def build_design(
         raise DesignError("the data have no rows; pass at least one row per subject")
     rows = collect(frame, recipe, tuple(recipe.sections), required=True)
     check_types(rows, frame, recipe, tuple(recipe.sections))
-    warn_doubtful(rows, frame, recipe)
+    warn_doubtful(rows, frame, recipe, counting)
     table = formula_frame(rows, recipe)
     built = ENGINES[engine].materialize(table, recipe.sections, recipe.context)
     check_row_by_row(built, recipe, table)
@@ -385,7 +386,7 @@ def build_design(
     design = assembled(recipe, built, rows, frame)
     check_effects(design.names.random, aliases(design.random), int(design.counts.max()))
     if design.index is None:  # models along an index have limits of their own, by family
-        _check_sizes(design)
+        check_design_sizes(design)
     else:
         check_index(design.index, str(design.names.index))
     return design
@@ -426,7 +427,7 @@ def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) 
     check_columns(built, recipe)
     check_names(built)
     random = recipe.formula.random
-    warn_dropped(rows, frame, recipe.formula.response, None if random is None else random.group)
+    warn_dropped(rows, frame, None if random is None else random.group)
     check_finite(built, rows, frame, recipe)
     return rows
 
@@ -463,16 +464,9 @@ def assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView)
     grouped = formula.random is not None and formula.random.group in rows.keys
     labels = frame.labels.take(rows.position)
     x_kinds, keep_v = column_kinds(recipe, built, "expert")[keep_x], recipe.kept["sigma"]
-    response: NDArray[Any] | None = None
-    if recipe.response_kind != "numeric":
-        response = level_codes(recipe, rows, frame)
-        if response is not None and recipe.response_kind == "ordinal":
-            response = level_scores(recipe.levels or ())[response]
-    elif "response" in built.matrices:
-        response = built.matrices["response"][:, 0]
     return Design(
         formula=formula,
-        response=response,
+        response=response_of(recipe, built, rows, frame),
         response_levels=recipe.levels,
         expert=built.matrices["expert"] if keep_x.all() else built.matrices["expert"][:, keep_x],
         gate=gate if keep_z.all() else gate[:, keep_z],
@@ -505,6 +499,22 @@ def assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView)
         frame=pd.DataFrame({**rows.columns, **rows.keys}, copy=False).set_axis(labels),
         recipe=recipe,
         smooths=(*_smooths("expert", recipe, built), *_smooths("gate", recipe, built)),
+    )
+
+
+def response_of(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> NDArray[Any] | None:
+    """Responses of rows, shape (n,), see `Design`; None if the data have none.
+
+    Raises
+    ------
+    DesignError
+        For a level that the fit has not seen.
+    """
+    if recipe.response_kind == "numeric":
+        return built.matrices["response"][:, 0] if "response" in built.matrices else None
+    codes = level_codes(recipe, rows, frame)
+    return (
+        level_scores(recipe.levels or ())[codes] if codes is not None and recipe.response_kind == "ordinal" else codes
     )
 
 
@@ -556,7 +566,8 @@ def _numbers(values: pd.Series) -> Array:
     return pd.factorize(values, sort=True)[0].astype(np.float64)
 
 
-def _check_sizes(design: Design) -> None:
+def check_design_sizes(design: Design) -> None:
+    """Refuse columns whose squares leave the range of floating-point numbers."""
     names = design.names
     columns: dict[str, Array] = {}
     if design.recipe.response_kind == "numeric" and design.response is not None:
@@ -570,6 +581,18 @@ def _check_sizes(design: Design) -> None:
     check_sizes({f"the term {name!r} of gate:": values for name, values in gate}, design.rows[design.starts], _SIZES)
 
 
-def check_size(name: str, largest: float) -> None:
-    """Refuse responses whose squares leave the range of floating-point numbers, from the largest absolute value."""
-    refuse_size(f"the response {name!r}", largest, _SIZES)
+def largest_values(recipe: Recipe, built: Materialized, beside: Mapping[str, Array]) -> dict[str, float]:
+    """Largest absolute value of each column of which products are computed, by what they are, as messages say it."""
+    out: dict[str, float] = {}
+    if recipe.response_kind == "numeric":
+        out[f"the response {built.names['response'][0]!r}"] = float(np.abs(built.matrices["response"]).max())
+    for section in ("expert", "random", "sigma", "gate"):
+        for name, values in zip(built.names[section], built.matrices[section].T, strict=True):
+            out[f"the term {name!r} of {WHERE[section]}"] = float(np.abs(values).max())
+    return out | {f"{x}={recipe.aux[x]!r}": float(np.abs(beside[x]).max()) for x in _SIZED if x in beside}
+
+
+def check_largest(largest: Mapping[str, float]) -> None:
+    """Refuse columns of partitions whose squares leave the range of floating-point numbers, by `largest_values`."""
+    for what, value in largest.items():
+        refuse_size(what, value, _SIZES)

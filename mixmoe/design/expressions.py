@@ -1,6 +1,9 @@
 """Expressions in formulas: which may be written, what they mean, and how they are computed."""
 
 import ast
+import builtins
+import math
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -278,6 +281,23 @@ _SIZES = ("df", "degree", "levels", "k")
 _CONTRASTS = ("treatment", "SAS", "sum", "helmert", "diff", "poly", "custom")
 _ARGUMENTS_OF_C = ("contrasts", "levels", "spans_intercept")
 _LARGEST_POWER = 300  # of numbers in expressions; 10**309 is beyond the range of floats
+_SHOWN = 80  # characters of an expression in a message
+_LARGEST_SIZE = 10**6  # of what an expression makes out of numbers alone
+# Functions of Python that take time and memory of the order of what they are given, which is bounded elsewhere.
+_ALLOWED = ("abs", "bool", "float", "int", "len", "max", "min", "round", "str", "sum")
+# What makes something as large as a number beside a column says.
+_SIZED = ("center", "ljust", "pad", "repeat", "resize", "rjust", "tile", "vander", "zfill")
+_LOOPS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda, ast.NamedExpr, ast.JoinedStr)
+_OF_NUMBERS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: math.pow,
+    ast.LShift: lambda a, b: math.ldexp(a, int(b)),
+}
 
 
 class SectionSyntaxError(MixmoeError):
@@ -321,23 +341,20 @@ def refuse_misread(code: str, text: str) -> None:
             )
         if isinstance(node, ast.Call) and is_name(node.func, "C"):
             _refuse_contrasts(node, code, text)
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and _is_huge(node):
+        endless = _endless(node)
+        if endless is not None:
+            raise SectionSyntaxError(f"{ast.unparse(node)[:_SHOWN]!r} in {code[:_SHOWN]!r} {endless}", 0, len(text))
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Mod) and _repeats(node):
             raise SectionSyntaxError(
-                f"{ast.unparse(node)!r} in {code!r} is a number too large to be computed with; write a smaller power",
-                0,
-                len(text),
-            )
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and _repeats(node):
-            raise SectionSyntaxError(
-                f"{ast.unparse(node)!r} in {code!r} repeats what stands in quotes or brackets, and is no product; "
+                f"{ast.unparse(node)!r} in {code!r} repeats what stands in quotes or brackets, and is no arithmetic; "
                 "write numbers and columns beside *",
                 0,
                 len(text),
             )
         if isinstance(node, ast.Call) and _columns_asked(node) > MAX_TERMS:
             raise SectionSyntaxError(
-                f"{code!r} asks for {_columns_asked(node)} columns; at most {MAX_TERMS} make sense, and splines have "
-                "about 5",
+                f"{code!r} asks for {_columns_asked(node):.0f} columns; at most {MAX_TERMS} make sense, and splines "
+                "have about 5",
                 0,
                 len(text),
             )
@@ -399,25 +416,81 @@ def _is_no_contrast(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id not in known and node.id.lower() in (*_CONTRASTS, "contr", "simple")
 
 
-def _columns_asked(call: ast.Call) -> int:
-    """About how many columns a call of a basis makes, by the number in its arguments; 0 for other calls."""
+def _columns_asked(call: ast.Call) -> float:
+    """About how many columns a call of a basis makes, by the numbers in its arguments; 0 for other calls."""
     if not any(is_name(call.func, name) for name in _BASES):
         return 0
     given = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg in _SIZES)]
-    return max((n.value for n in given if isinstance(n, ast.Constant) and isinstance(n.value, int)), default=0)
+    return max((value for value in map(_value, given) if value is not None), default=0)
+
+
+def _endless(node: ast.AST) -> str | None:
+    """What is wrong with a node that could take hours or all memory before any data are looked at; None if nothing.
+
+    Whatever is computed of columns is as long as they are, in floating point. Of numbers alone Python makes whole
+    numbers without end, and its functions lists as long as they say.
+    """
+    if isinstance(node, _LOOPS):
+        return "is a program, not a formula; make the column in the data"
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.LShift) and _is_huge(node):
+        return "is a number too large to be computed with; write a smaller power"
+    if not isinstance(node, ast.Call):
+        return None
+    if isinstance(node.func, ast.Name) and hasattr(builtins, node.func.id) and node.func.id not in _ALLOWED:
+        known = ", ".join(_ALLOWED)
+        return f"calls {node.func.id} of Python; formulas know {known} and functions of NumPy, as np.exp"
+    called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+    if called not in _SIZED and (_has_names(node) or isinstance(getattr(np, called, None), np.ufunc)):
+        return None
+    given = [*node.args, *(keyword.value for keyword in node.keywords)]
+    if isinstance(node.func, ast.Name) or max(map(_size, given), default=0) <= _LARGEST_SIZE:
+        return None
+    return f"makes more than {_LARGEST_SIZE} values; at most as many make sense, and a column is as long as the data"
+
+
+def _has_names(node: ast.AST) -> bool:
+    """Whether a node holds a name, of a column or whatever is not known yet, beside those of functions and of NumPy."""
+    functions = [id(part.func) for part in ast.walk(node) if isinstance(part, ast.Call)]
+    names = (part for part in ast.walk(node) if isinstance(part, ast.Name) and id(part) not in functions)
+    return any(part.id not in ("np", "numpy") for part in names)
+
+
+def _value(node: ast.AST) -> float | None:
+    """The number that an expression of numbers alone comes to, infinite where it overflows; None for others."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return float(node.value) if abs(node.value) < 10**_LARGEST_POWER else math.inf
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        inner = _value(node.operand)
+        return -inner if inner is not None and isinstance(node.op, ast.USub) else inner
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _ALLOWED and node.args:
+        return _value(node.args[0])
+    if not isinstance(node, ast.BinOp) or type(node.op) not in _OF_NUMBERS:
+        return None
+    left, right = _value(node.left), _value(node.right)
+    if left is None or right is None:
+        return None
+    try:
+        return _OF_NUMBERS[type(node.op)](left, right)
+    except (ArithmeticError, ValueError):
+        return math.inf
+
+
+def _size(node: ast.AST) -> float:
+    """How many values an argument asks for: a number of them, or the product of the numbers of a shape."""
+    if isinstance(node, ast.Tuple):
+        return math.prod(max(1.0, _size(part)) for part in node.elts)
+    return _value(node) or 0.0
 
 
 def _is_huge(node: ast.BinOp) -> bool:
     """Whether a power of numbers is one that Python, whose whole numbers have no end, would compute for hours."""
-    if any(isinstance(part, ast.Name | ast.Call) for part in ast.walk(node)):
+    if _has_names(node):
         return False
-    return not (_is_short(node.left) and _is_short(node.right) and abs(ast.literal_eval(node.right)) <= _LARGEST_POWER)
-
-
-def _is_short(node: ast.expr) -> bool:
-    """Whether a node is a number as it stands, perhaps with a sign."""
-    value = node.operand if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd) else node
-    return isinstance(value, ast.Constant) and isinstance(value.value, int | float)
+    exponent, base = _value(node.right), _value(node.left)
+    if exponent is None or abs(exponent) > _LARGEST_POWER:
+        return True
+    powers = any(isinstance(part, ast.Pow | ast.LShift) for part in ast.walk(node.left))
+    return powers if base is None else not math.isfinite(_value(node) or 0.0)
 
 
 def is_name(node: ast.AST, name: str) -> bool:

@@ -364,7 +364,16 @@ def _errors_of_design(replayed: bool = False) -> Iterator[None]:
             yield
     except DataMismatchWarning as error:
         raise DesignError(_unseen(str(error), replayed)) from error
-    except (FormulaicError, ValueError, TypeError, LookupError, NameError, AttributeError, ArithmeticError) as error:
+    except (
+        FormulaicError,
+        ValueError,
+        TypeError,
+        LookupError,
+        NameError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:
         if isinstance(error, MixmoeError):
             raise
         raise DesignError(_explained(error)) from error

@@ -12,7 +12,7 @@ import pandas as pd
 from narwhals.exceptions import DuplicateError
 from numpy.typing import NDArray
 
-from mixmoe._typing import IntArray
+from mixmoe._typing import Array, IntArray
 from mixmoe.errors import DesignError, meant
 
 _WHOLE = 2.0**63  # whole floats below are shown as the integers they are
@@ -417,3 +417,36 @@ def infinite(values: pd.Series) -> NDArray[np.bool_] | None:
             return None
     rows = np.isinf(array)
     return rows if rows.any() else None
+
+
+def check_sizes(columns: Mapping[str, Array], labels: pd.Index, limits: tuple[float, float]) -> None:
+    """Refuse columns so large or small that products of their values leave the range of floating-point numbers.
+
+    Parameters
+    ----------
+    columns : mapping of str to ndarray, shape (n,)
+        By what they are, as messages say it.
+    labels : Index, length n
+        Of their rows.
+    limits : tuple of float
+        Between which the largest absolute value of a column must lie, if it is not zero.
+
+    Raises
+    ------
+    DesignError
+        Names the column and the row of its largest value.
+    """
+    for what, values in columns.items():
+        size = np.abs(np.asarray(values, dtype=float))
+        if size.size:
+            place = int(size.argmax())
+            refuse_size(what, float(size[place]), limits, f", in row {shown(labels[place])}")
+
+
+def refuse_size(what: str, largest: float, limits: tuple[float, float], where: str = "") -> None:
+    """Refuse a column by its largest absolute value, see `check_sizes`; `where` is its place, in words."""
+    if largest > 0.0 and not limits[0] < largest < limits[1]:
+        raise DesignError(
+            f"{what} has the largest value {largest:.3g}{where}; it must lie between {limits[0]:g} and {limits[1]:g}, "
+            "so that products of values can be computed: correct it or change the unit"
+        )

@@ -83,7 +83,16 @@ def materialize(
             infos = patsy.build.design_matrix_builders(
                 list(used.values()), lambda: iter([frame]), env, NA_action=_KEEP_MISSING
             )
-    except (patsy.PatsyError, ValueError, TypeError, KeyError, NameError, AttributeError, ArithmeticError) as error:
+    except (
+        patsy.PatsyError,
+        ValueError,
+        TypeError,
+        KeyError,
+        NameError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:
         raise _explained(error) from error
     return _run(frame, dict(zip(used, infos, strict=True)), sections)
 
@@ -99,7 +108,16 @@ def _run(frame: pd.DataFrame, infos: Mapping[str, Any], sections: Mapping[str, S
     try:
         with np.errstate(all="ignore"):
             matrices = patsy.build_design_matrices(list(infos.values()), frame, NA_action=_KEEP_MISSING)
-    except (patsy.PatsyError, ValueError, TypeError, KeyError, NameError, AttributeError, ArithmeticError) as error:
+    except (
+        patsy.PatsyError,
+        ValueError,
+        TypeError,
+        KeyError,
+        NameError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:
         raise _explained(error) from error
     arrays = {
         name: np.broadcast_to(np.asarray(matrix, dtype=np.float64), (len(frame), matrix.shape[1]))

@@ -302,7 +302,8 @@ def needs_of(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required
     needs = [need for name in wanted for need in _section_needs(frame, recipe, name)]
     if "response" in wanted and recipe.response_kind != "numeric":
         gaps = recipe.partial_response
-        needs.append(Need(str(response_column(formula)), WHERE["response"], complete=not gaps, gaps=gaps))
+        name = str(response_column(formula))
+        needs.append(Need(name, WHERE["response"], complete=not gaps, gaps=gaps, response=True))
     named = [*((name, "re:") for name in (keys.group, *keys.further)), (keys.order, "seq:"), (keys.within, "seq:")]
     needs += [Need(name, where, term=False) for name, where in named if name is not None]
     beside, counted = _beside(frame, recipe, required), "response" in wanted
@@ -365,7 +366,7 @@ def _section_needs(frame: FrameView, recipe: Recipe, section: str) -> list[Need]
         elif used.name in recipe.context and used.name not in frame:
             _check_constant(recipe.context[used.name], used, frame.n_rows)
         elif used.name in frame or used.plain or not is_function(used.name):
-            needs.append(Need(used.name, WHERE[section], used.complete))
+            needs.append(Need(used.name, WHERE[section], used.complete, response=section == "response"))
     return needs
 
 

@@ -241,7 +241,9 @@ def described(design: Design, inside: BoolArray, columns: Sequence[str]) -> str:
     if words and (like == inside).all():
         return f"where {words_of_all}"
     # The words alone would name others too: what tells these apart are several columns at a time.
-    together = f" with a combination of {', '.join(columns)}" if len(columns) > 1 else ""
+    spans = {name: (frame[name][inside].min(), frame[name][inside].max()) for name in ranged}
+    named = [f"{n} from {_value(spans[n][0])} to {_value(spans[n][1])}" if n in spans else n for n in columns]
+    together = f" with a combination of {' and '.join(named)}" if len(columns) > 1 else ""
     more = f" ({words_of_all})" if words else ""
     return f"for {int(inside.sum())} of {len(inside)} {_counted(design, inside)}{together}{more}"
 

@@ -157,14 +157,16 @@ def corrected_scores(scores: Array, half: Array, units: Leverage) -> Array:
     return np.einsum("grs,gs->gr", units.factor, scores @ half)
 
 
-def leverage_power(curvature: Array, leverage: Array, power: float) -> Array:
+def leverage_power(curvature: Array, leverage: Array, power: float, least: float = _LEAST) -> Array:
     """``(I - L C)^-power`` for symmetric matrices C and positive semi-definite L, shape (w, d, d) each.
 
     Parameters
     ----------
     curvature, leverage : ndarray, shape (w, d, d)
-        C may be indefinite. Eigenvalues of ``I - L C`` below a floor count as the floor.
+        C may be indefinite.
     power : float
+    least : float
+        Eigenvalues of ``I - L C`` below this count as this.
 
     Returns
     -------
@@ -180,14 +182,20 @@ def leverage_power(curvature: Array, leverage: Array, power: float) -> Array:
     root = size[:, :, None] * np.linalg.cholesky(correlation + 1e-12 * unit)
     values, vectors = np.linalg.eigh(np.swapaxes(root, 1, 2) @ curvature @ root)
     small = np.abs(values) < 1e-8
-    gain = (np.maximum(1.0 - values, _LEAST) ** -power - 1.0) / np.where(small, 1.0, values)
+    gain = (np.maximum(1.0 - values, least) ** -power - 1.0) / np.where(small, 1.0, values)
     turned = root @ vectors
     half = turned * np.where(small, power, gain)[:, None, :]
     return np.asarray(unit + half @ np.swapaxes(turned, 1, 2) @ curvature, dtype=np.float64)
 
 
 def cluster_moves(
-    gradient: Array, curvature: Array, design: Array, inverse: Array, codes: IntArray, power: float
+    gradient: Array,
+    curvature: Array,
+    design: Array,
+    inverse: Array,
+    codes: IntArray,
+    power: float,
+    least: float = _LEAST,
 ) -> Array:
     """``(I - V H_c)^-power V g_i`` for each row i of a cluster c, shape (w, k).
 
@@ -203,6 +211,8 @@ def cluster_moves(
         V, the inverse of the information of all rows, positive semi-definite.
     codes : ndarray of int, shape (w,)
     power : float
+    least : float
+        Eigenvalues of ``I - V H_c`` below this count as this.
 
     Returns
     -------
@@ -210,7 +220,7 @@ def cluster_moves(
 
     Notes
     -----
-    With ``V = R R'`` this is ``R (I - R' H_c R)^-power R' g_i``. Eigenvalues below a floor count as the floor.
+    With ``V = R R'`` this is ``R (I - R' H_c R)^-power R' g_i``.
     """
     root = _root(inverse)
     seen, pull, out = design @ root, gradient @ root, np.empty((len(gradient), root.shape[1]))
@@ -218,7 +228,7 @@ def cluster_moves(
         stacked = seen[rows].reshape(len(rows), rows.shape[1] * seen.shape[1], root.shape[1])  # (c, m d, k)
         bent = (curvature[rows] @ seen[rows]).reshape(stacked.shape)
         values, vectors = np.linalg.eigh(np.eye(root.shape[1]) - np.swapaxes(stacked, 1, 2) @ bent)
-        gain = np.maximum(values, _LEAST)[:, None, :] ** -power
+        gain = np.maximum(values, least)[:, None, :] ** -power
         out[rows] = pull[rows] @ ((vectors * gain) @ np.swapaxes(vectors, 1, 2))
     return np.asarray(out @ root.T, dtype=np.float64)
 

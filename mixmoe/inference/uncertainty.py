@@ -248,11 +248,15 @@ def wald_limits(
     positive. Correlations: Fisher's ``tanh(atanh r +- t se / (1 - r^2))``, inside (-1, 1). Probabilities of a certain
     zero: those of the log odds, ``expit(logit p +- t se / (p (1 - p)))``.
     """
-    scales = layout.scales
+    half = critical(alpha, df) * bse
+    lower, upper = params - half, params + half
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        # The delta method on either scale: the standard error of log s is se / s, that of atanh r is se / (1 - r^2).
-        centre, half = on_scales(params, scales), critical(alpha, df) * bse * slopes_of_scales(params, scales)
-        return Limits(from_scales(centre - half, scales), from_scales(centre + half, scales))
+        for scale, maps in _MAPS.items():
+            at = layout.scales == scale
+            # The delta method on either scale: the standard error of log s is se / s, of atanh r it is se / (1 - r^2).
+            centre, reach = maps.forth(params[at]), half[at] * maps.slope(params[at])
+            lower[at], upper[at] = maps.back(centre - reach), maps.back(centre + reach)
+    return Limits(lower, upper)
 
 
 _LARGEST_ERROR = 0.5  # standard deviation of a coin, the largest that something between 0 and 1 can have

@@ -19,14 +19,8 @@ import numpy as np
 
 from mixmoe._typing import AnyArray, Array
 from mixmoe.mixed.likelihood.gaussian import ClosedExperts
-from mixmoe.mixed.likelihood.observed import (
-    ClosedForm,
-    Problem,
-    block_scores,
-    likelihood_blocks,
-    observed_information,
-    subject_logliks,
-)
+from mixmoe.mixed.likelihood.hessian import observed_information
+from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, block_scores, likelihood_blocks, subject_logliks
 from mixmoe.mixed.parameters import (
     derivatives_in_free,
     free_to_working,

@@ -8,14 +8,8 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import delta_se
 from mixmoe.mixed.boundary import find_boundary, informative_basis, invert_information
-from mixmoe.mixed.likelihood.observed import (
-    Problem,
-    block_scores,
-    evaluate,
-    likelihood_blocks,
-    observed_information,
-    subject_logliks,
-)
+from mixmoe.mixed.likelihood.hessian import observed_information
+from mixmoe.mixed.likelihood.observed import Problem, block_scores, evaluate, likelihood_blocks, subject_logliks
 from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_reported_jacobian, free_to_working
 from mixmoe.mixture.estimate import SAME, EMFit, Flag, ParamLayout
 from mixmoe.mixture.gate import gate_log_probabilities

@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_count, checked_rng
+from mixmoe.design.beside import cluster_codes
 from mixmoe.design.design import Design, offset_of
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Curvature, Estimated, FirstOrder, Likelihood
@@ -29,17 +30,17 @@ from mixmoe.mixed.curvature import first_inverse_of_functions
 from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags, separation_flags
 from mixmoe.mixed.error_structure import ErrorSetup
 from mixmoe.mixed.information import Solution, Units, covariance, few_units, resampled_covariance
+from mixmoe.mixed.likelihood.hessian import observed_information
 from mixmoe.mixed.likelihood.observed import (
     Problem,
     block_scores,
     evaluate,
     likelihood_blocks,
-    observed_information,
     penalty_at,
     subject_logliks,
     subject_scores,
 )
-from mixmoe.mixed.options import ResponseModel, build_structure, check_method, cluster_codes
+from mixmoe.mixed.options import ResponseModel, build_structure, check_method
 from mixmoe.mixed.parameters import (
     Coordinates,
     Params,

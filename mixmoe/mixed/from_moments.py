@@ -146,7 +146,7 @@ def _change(near: Reference, kept: NDArray[np.intp], c: Coordinates) -> Array:
     return M
 
 
-def check_identified(design: Any, sums: Sums, n_experts: int) -> None:
+def check_identified(design: StreamedDesign, sums: Sums, n_experts: int) -> None:
     """Raise unless data of this kind can tell the parameters apart; see `mixmoe.mixed.options.check_identified`.
 
     Raises

@@ -30,16 +30,13 @@ from mixmoe.mixed.boundary import (
     invert_information,
 )
 from mixmoe.mixed.curvature import information
-from mixmoe.mixed.likelihood.observed import (
+from mixmoe.mixed.likelihood.hessian import (
     PredictorInformation,
-    Problem,
-    evaluate,
     observed_information,
     predictor_information,
-    subject_scores,
-    summed_products,
     unit_information,
 )
+from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_scores, summed_products
 from mixmoe.mixed.parameters import Coordinates, free_to_reported_jacobian, free_to_working
 from mixmoe.mixture.estimate import Flag, ParamLayout
 from mixmoe.mixture.gate import penalty_meat
@@ -181,16 +178,25 @@ def covariance(
         if kind != "nonrobust":
             scores = at.score_rows if clusters is None else within_clusters(at.scores, clusters)
             sides = tuple(Sides(s.known, Middle(scores @ s.known.inverse.half, s.known.inverse.half)) for s in sides)
-    # 2. Tests of functions are given the smoothing parameters, limits are not.
-    wanted = zip(sides, at.penalties[: 1 + unconditional], strict=False)
-    found = [_covariance(at, side, penalties, kind, units, correction) for side, penalties in wanted]
-    return found[0] if len(found) == 1 else replace(found[1], given=found[0].of_bounded)
+    # 2. Tests of functions are given the smoothing parameters, limits are not; flags are about limits.
+    wanted = list(zip(sides, at.penalties[: 1 + unconditional], strict=False))
+    *given, last = (_covariance(at, *each, kind, units, correction, each is wanted[-1]) for each in wanted)
+    return replace(last, given=given[0].of_bounded) if given else last
 
 
 def _covariance(
-    at: Solution, sides: "Sides", penalties: Penalties, kind: CovType, units: "Units", correction: bool
+    at: Solution,
+    sides: "Sides",
+    penalties: Penalties,
+    kind: CovType,
+    units: "Units",
+    correction: bool,
+    judged: bool,
 ) -> ParamCov:
-    """Covariance of a fit with some penalties of functions, and how far it lies from that of the problem."""
+    """Covariance of a fit with some penalties of functions, and how far it lies from that of the problem.
+
+    Which standard errors are rough is told only if it is to be `judged`.
+    """
     problem, theta, known, layout = at.problem, at.boundary.theta, sides.known, at.layout
     flags, shift = (*known.flags, *few_units(problem, at.boundary, units)), None
     if penalties.ridge is not None and problem.ridge is not None and penalties.ridge is not problem.ridge:
@@ -218,7 +224,7 @@ def _covariance(
         lost = _touched(at.jacobian, null)
         blank = sorted({*blank, *lost})
         flags = (*known.flags, _about_rank(middle, len(further), null, [layout.names[i] for i in lost], units))
-    if problem.structure.n_experts > 1:
+    if judged and problem.structure.n_experts > 1:
         reasons = (
             _about_heavy(middle, weights, layout, blank, units.word),
             _about_shape(at, penalties.ridge, units, known),

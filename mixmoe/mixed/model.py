@@ -28,6 +28,7 @@ from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.likelihood.serial import ErrorKind
 from mixmoe.mixed.options import (
     Method,
+    ResponseModel,
     build_response_model,
     build_structure,
     check_columns,
@@ -50,9 +51,9 @@ from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
 from mixmoe.mixed.smooth.functions import functions_of, layout_of, uncentred
 from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
-from mixmoe.mixture.checkpoints import remembered
 from mixmoe.mixture.estimate import EMFit, ParamLayout, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
+from mixmoe.mixture.resampling import remembered
 from mixmoe.numerics.linalg import apply_inverse
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
@@ -238,10 +239,9 @@ class MEMoE(Estimation):
         kind: ResponseKind = "ordinal" if self.response.name == "ordinal" else "numeric"
         aux = {name: column for name, column in columns.items() if column is not None}
         self._options = None if options.plain and not self.formula.sigma else options
-        self.design = self._build(
-            data, {"context": context, "engine": formula_engine, "response": kind, "aux": aux, "smooths": True}
-        )
-        self.response = with_levels(self.response, self.design)
+        how = {"context": context, "engine": formula_engine, "response": kind, "aux": aux, "smooths": True}
+        self.design = self._build(data, {**how, "counting": "errors='ar1'" if errors == "ar1" else ""})
+        self.response = self._with_levels()
         self._check_identified()
         if cluster is not None:
             self.clusters_of(None)  # refuses clusters that split subjects
@@ -273,6 +273,10 @@ class MEMoE(Estimation):
     def _build(self, data: Any, options: Mapping[str, Any]) -> Design:
         """The design of the data; options as those of `build_design`."""
         return build_design(self.formula, data, **options)
+
+    def _with_levels(self) -> ResponseModel:
+        """The response with what only data tell."""
+        return with_levels(self.response, self.design, np.asarray(self.design.response))
 
     def _check_identified(self) -> None:
         check_identified(self.design, self.n_experts, self.response)

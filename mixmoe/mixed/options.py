@@ -6,20 +6,19 @@ The response distribution and its arguments, parameters to start from, clusters.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count
-from mixmoe.design.beside import check_beside, check_clusters, column_of_rows, split_subject
+from mixmoe.design.beside import check_beside
 from mixmoe.design.checks import level_labels, level_scores
 from mixmoe.design.complete_rows import check_weights
-from mixmoe.design.design import Design, offset_of, weights_of
+from mixmoe.design.design import Design, DesignNames, offset_of, weights_of
 from mixmoe.design.formula import MoEFormula, parse_formula, refuse_several
-from mixmoe.design.frame import exact, shown, units_of
+from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.mixed.error_structure import ErrorOptions
 from mixmoe.mixed.likelihood.columns import columns_of
@@ -55,35 +54,36 @@ from mixmoe.responses.exponential import family_named, name_of_family
 from mixmoe.responses.zero_inflated import ZeroInflated
 
 
-def cluster_codes(design: Design, cluster: Any = None) -> NDArray[np.int64]:
-    """Cluster of each subject as codes 0..G-1, shape (N,).
+class HasUnits(Protocol):
+    """What a MEMoE asks of its design where rows may lie in partitions: all but the rows."""
 
-    Parameters
-    ----------
-    design : Design
-    cluster : str, array or Series, optional
-        A column that the fit uses, or one value for each row of the data; by default the clusters of the model.
+    @property
+    def formula(self) -> MoEFormula:
+        """The formula."""
 
-    Returns
-    -------
-    ndarray of int, shape (N,)
+    @property
+    def names(self) -> DesignNames:
+        """Names of the columns."""
 
-    Raises
-    ------
-    ArgumentError, DesignError
-        If a row has no cluster, a subject lies in two, or all lie in one.
-    """
-    if cluster is None and "cluster" not in design.aux:
-        raise ArgumentError("cov_type='cluster' needs the clusters, got None; pass cluster=, a column or an array")
-    own = pd.Series(design.aux.get("cluster"), dtype=object)
-    values = own if cluster is None else column_of_rows(design, "cluster", cluster)
-    check_clusters(values, design.rows)
-    codes = units_of(exact(values)).codes
-    first = codes[design.starts]
-    split = codes != first[design.codes]
-    if split.any():
-        raise split_subject(design.labels[design.codes[split.argmax()]])
-    return first.astype(np.int64)
+    @property
+    def response_levels(self) -> tuple[Any, ...] | None:
+        """Levels of an ordinal response."""
+
+    @property
+    def n(self) -> int:
+        """Rows that count."""
+
+    @property
+    def n_units(self) -> int:
+        """Subjects."""
+
+    @property
+    def gate(self) -> Array:
+        """Gate columns of each subject, shape (N, m)."""
+
+    @property
+    def common(self) -> NDArray[np.bool_]:
+        """Which expert columns have coefficients that the experts share, shape (p,)."""
 
 
 Method = Literal["ml", "reml"]
@@ -184,8 +184,16 @@ def build_response_model(
     return ResponseModel(known, FamilyResponse(response, extras), residual, n_quad)
 
 
-def with_levels(model: ResponseModel, design: Design) -> ResponseModel:
+def with_levels(model: ResponseModel, design: HasUnits, response: Array) -> ResponseModel:
     """The model with thresholds between the levels of an ordinal response; others as they are.
+
+    Parameters
+    ----------
+    model : ResponseModel
+    design : Design
+        Whose columns and levels they are.
+    response : ndarray, shape (n,)
+        From whose frequencies ascents to the thresholds start.
 
     Raises
     ------
@@ -199,10 +207,12 @@ def with_levels(model: ResponseModel, design: Design) -> ResponseModel:
             f"the expert part of {design.formula.text!r} leaves out the intercept, whose place the thresholds of "
             "family='ordinal' take; remove the 0 or -1 from it"
         )
-    levels, y = design.response_levels or (), np.asarray(design.response)
+    levels = design.response_levels or ()
     scores, names, own = level_scores(levels), level_labels(levels), model.residual == "expert"
     labels = tuple(f"{low}|{high}" for low, high in pairwise(names))
-    extras = step_extra((y == scores[:, None]).sum(axis=1).astype(float), labels, own)
+    # A sample of the rows, which is all that a file has of partitioned data, may lack a level.
+    frequencies = np.array([max(1.0, float((response == score).sum())) for score in scores])
+    extras = step_extra(frequencies, labels, own)
     at = design.names.expert.index("Intercept")
     thresholds = Thresholds(at, labels, not design.common[at], own)
     return replace(model, response=OrdinalResponse(scores, names, extras), thresholds=thresholds)
@@ -270,7 +280,7 @@ def check_random(design: Design, model: ResponseModel) -> None:
         raise one_row_each(design)
 
 
-def one_row_each(design: Design) -> DesignError:
+def one_row_each(design: HasUnits) -> DesignError:
     """The error for random effects of subjects that have one row each."""
     return DesignError(
         f"each of the {design.n} subjects has one row, where random effects cannot be told from residuals; "
@@ -456,7 +466,7 @@ def check_identified(design: Design, n_experts: int, response: ResponseModel) ->
         raise exact_within(design.names.response)
 
 
-def check_numbers(design: Design, n_experts: int) -> None:
+def check_numbers(design: HasUnits, n_experts: int) -> None:
     """Refuse more experts than subjects, and an expert part without columns; errors as those of `check_identified`."""
     if n_experts > design.n_units:
         raise ArgumentError(
@@ -491,7 +501,7 @@ def _exact_within(design: Design) -> bool:
     return bool(np.sqrt(np.mean(left**2)) <= _NO_NOISE * np.sqrt(np.mean((y - y.mean()) ** 2)))
 
 
-def build_structure(design: Design, n_experts: int, cov_re: CovRE, response: ResponseModel) -> Structure:
+def build_structure(design: HasUnits, n_experts: int, cov_re: CovRE, response: ResponseModel) -> Structure:
     """What the experts of a design share."""
     random = design.formula.random
     return Structure(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from mixmoe.design.design import Design
 from mixmoe.design.frame import exact
 from mixmoe.design.frame import units_of as labelled_units
 from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.families import MixtureModel
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixed.boundary import Boundary
 from mixmoe.mixed.degeneracy import separation_flags, with_label_flag
@@ -24,7 +25,7 @@ from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.likelihood.spread import SpreadExperts
 from mixmoe.mixed.model import MEMoE
-from mixmoe.mixed.options import ResponseModel, check_response, coordinates_of
+from mixmoe.mixed.options import ResponseModel, check_response, coordinates_of, with_levels
 from mixmoe.mixed.options import check_identified as check_identified_by_rows
 from mixmoe.mixed.parameters import Coordinates, Structure
 from mixmoe.mixed.results_of_partitions import PartitionedGLMMResults, PartitionedResults, Subjects
@@ -33,7 +34,7 @@ from mixmoe.output.saved import SavedFit
 from mixmoe.partitions.gathered import gather, joined_on_disk, of_run, runs
 from mixmoe.partitions.moments import Sums
 from mixmoe.partitions.scan import Partitions
-from mixmoe.partitions.streamed import Kept, Streamed, restored, stream, units_of
+from mixmoe.partitions.streamed import Kept, Streamed, StreamedDesign, restored, stream, units_of
 from mixmoe.partitions.survey import Source
 from mixmoe.responses.offsets import warn_of_offset
 
@@ -44,7 +45,7 @@ class PartitionedMEMoE(MEMoE):
     Raises
     ------
     ArgumentError
-        For what partitions do not tell: ordered categories, ``sigma:``, several groupings, functions.
+        For what partitions do not tell: several groupings, functions.
     DesignError
         If the data do not fit the formula.
 
@@ -56,7 +57,8 @@ class PartitionedMEMoE(MEMoE):
     evaluations read them run by run.
     """
 
-    design: Any  # a StreamedDesign: it has no rows, and what needs them is overridden
+    # It has no rows: what needs them is overridden, what does not asks for `HasUnits`.
+    design: StreamedDesign  # type: ignore[assignment]
     source: Source | None
 
     def __init__(self, formula: Any, data: Any, experts: int = 2, **options: Any) -> None:
@@ -71,21 +73,28 @@ class PartitionedMEMoE(MEMoE):
         super().__init__(formula, data, experts, **options)
         self._sums = self._rows = None  # their content is in the likelihood
 
-    def _build(self, data: Any, options: Mapping[str, Any]) -> Any:
+    def _build(self, data: Any, options: Mapping[str, Any]) -> StreamedDesign:  # type: ignore[override]
         """The design, after refusing what moments do not hold."""
         _refuse_rows(self)
         if options["engine"] != "formulaic":
             raise ArgumentError(f"partitioned data need formula_engine='formulaic', got {options['engine']!r}")
         if isinstance(data, Kept):
             self.source = None
-            return restored(self.formula, data, options["context"], options["aux"])
+            return restored(self.formula, data, options["context"], options["aux"], options["response"])
         gaussian, by_rows = self.response.gaussian, not self.response.gaussian or self._options is not None
-        made: Streamed = stream(self.formula, data, options["context"], options["aux"], gaussian, spread=not by_rows)
+        given = options["context"], options["aux"], gaussian, not by_rows, options["response"]
+        made: Streamed = stream(self.formula, data, *given)
         self._sums, self.source, design = made.sums, made.source, made.design
         if by_rows:
             check = partial(_check_rows, response=self.response, errors=self._options)
             self._rows = gather(design.recipe, made.source, design.sample, units_of(design), check)
+            if self.formula.sigma:  # which of its columns are superfluous is known of all rows only
+                design = design.with_recipe(self._rows.recipe)
         return design
+
+    def _with_levels(self) -> ResponseModel:
+        rows = self.design.sample if self._rows is None else self._rows
+        return with_levels(self.response, self.design, np.asarray(rows.response))
 
     def _check_identified(self) -> None:
         if self._sums is None:  # read from a file
@@ -220,7 +229,9 @@ class PartitionedMEMoE(MEMoE):
 
     def results(self, fit: EMFit, cov: ParamCov) -> PartitionedResults:
         """An estimate of this model as results."""
-        return (PartitionedResults if self.response.gaussian else PartitionedGLMMResults)(self, fit, cov)
+        kind = PartitionedResults if self.response.gaussian else PartitionedGLMMResults
+        # Results of models in general may ask for rows; those of partitions ask their sample.
+        return kind(cast(MixtureModel, self), fit, cov)
 
     def bound(self, fit: EMFit) -> Self:
         """The model itself: what is known at a fit would hold the subjects a second time, or their workers."""
@@ -254,10 +265,6 @@ def _kept(saved: SavedFit) -> Kept:
 def _refuse_rows(model: MEMoE) -> None:
     """Refuse models that partitions do not tell enough for."""
     instead = "pass a frame of the rows instead"
-    if model.response.name == "ordinal":
-        raise ArgumentError(f"family='ordinal' needs the levels of all rows before its columns: {instead}")
-    if model.formula.sigma:
-        raise ArgumentError(f"the section 'sigma:' is not there for partitioned data: {instead}")
     if model.formula.further:
         raise ArgumentError(f"several groupings in re: need the rows of each subject: {instead}")
     if model.formula.vary is not None:

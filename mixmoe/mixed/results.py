@@ -38,7 +38,6 @@ from mixmoe.mixed.prediction.dynamic import (
 from mixmoe.mixed.prediction.trajectories import (
     Estimate,
     History,
-    check_baseline,
     check_subjects,
     disturbances,
     effects_of,
@@ -56,15 +55,16 @@ from mixmoe.mixed.prediction.trajectories import (
     subject_mixture,
     weighted_mean_errors,
 )
-from mixmoe.mixture.mixture_law import MixtureLaw
 from mixmoe.mixture_results import MoEResults
 from mixmoe.output.predictions import (
     Interval,
     IntervalOf,
     Kind,
+    MixtureLaw,
     Scale,
     Wanted,
     by_expert,
+    check_baseline,
     check_own_rows,
     checked_wanted,
     in_user_order,
@@ -210,7 +210,7 @@ class MEMoEResults(MoEResults):
         known = self._met(known, rows)
         if known is not None:
             check_subjects(known, rows, given=history is not None)
-            check_baseline(known, rows)
+            check_baseline(known, rows, places(known, rows))
         return in_user_order(self._columns(rows, known, wanted), design, new)
 
     def _met(self, known: Design | None, rows: Design) -> Design | None:

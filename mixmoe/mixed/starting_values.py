@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.em import em_iterations, expectations, update_means, update_variances
+from mixmoe.mixed.likelihood.hessian import observed_information
 from mixmoe.mixed.likelihood.observed import (
     ClosedForm,
     Model,
     Problem,
     evaluate,
-    observed_information,
     subject_logliks,
     subject_scores,
     summed_products,
@@ -51,7 +51,7 @@ class OneExpert:
         With S = K = 1.
     features : ndarray, shape (N, d)
         Whitened scores of the subjects, the directions in which each departs from the one-expert model, and the gate
-        covariates.
+        covariates; where columns are many also what random effects and dispersions say of each.
     """
 
     params: Params
@@ -77,10 +77,14 @@ def first_inverse(problem: Problem, theta: Array) -> Array:
         information = np.array([np.nan_to_num(observed_information(problem, point)) for point in theta])
     else:
         information = summed_products(problem, theta)
-    # Levels of normal responses are never separated: there small curvature is that of a point far from a maximum.
-    separable = exact and not problem.structure.has_sigma
-    least = (_LEAST_SEPARABLE if separable else _LEAST_INFORMATION) * problem.n_subjects
+    least = least_information(problem) if exact else _LEAST_INFORMATION * problem.n_subjects
     return np.array([floored_inverse(each, least) for each in information])
+
+
+def least_information(problem: Problem) -> float:
+    """Curvature, in working coordinates, below which an information says nothing of how far a step may go."""
+    # Levels of normal responses are never separated: there small curvature is that of a point far from a maximum.
+    return (_LEAST_INFORMATION if problem.structure.has_sigma else _LEAST_SEPARABLE) * problem.n_subjects
 
 
 def one_expert_problem(problem: Problem[Model]) -> Problem[Model]:
@@ -124,8 +128,16 @@ def fit_one_expert(problem: Problem, control: Control) -> OneExpert:
     """The one-expert model with the same designs, the base of all starts."""
     alone = one_expert_problem(problem)
     end = climb_one_expert(alone, control)
-    features = np.hstack([_whitened(subject_scores(alone, end.theta[0])), _whitened(problem.W)])
-    return OneExpert(free_to_working(alone.structure, end.theta), features)
+    params, scores = free_to_working(alone.structure, end.theta), subject_scores(alone, end.theta[0])
+    blocks = [_whitened(scores), _whitened(problem.W)]
+    if problem.has_many_columns:
+        # Among hundreds of levels no random direction is that in which subjects differ as a whole: what random effects
+        # and dispersions say of them weighs as much as all the levels together.
+        effects = [there.densities(params).effects().means[0, 0].T for _, there in alone.experts.blocks(1)]
+        others = np.delete(scores, alone.free.beta.ravel(), axis=1)
+        few = _whitened(np.hstack([np.vstack(effects), others]))
+        blocks.append(few * np.sqrt(blocks[0].shape[1] / max(few.shape[1], 1)))
+    return OneExpert(params, np.hstack(blocks))
 
 
 def _whitened(columns: Array) -> Array:

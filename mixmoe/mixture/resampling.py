@@ -1,6 +1,6 @@
-"""Many independent computations.
+"""Many independent computations, and the ascents of one fit, with a journal from which an interrupted run continues.
 
-Parallel, with a progress bar and a journal from which an interrupted run continues.
+Replicates are parallel, with a progress bar.
 
 The file holds one JSON document per line: what is computed and from which seed, then each value in order, with a sum
 over all lines so far. A line cut short by a crash is dropped; a line that was changed or moved is an error. The file is
@@ -14,8 +14,9 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -26,7 +27,7 @@ import numpy as np
 from mixmoe.arguments import checked_jobs, checked_rng
 from mixmoe.atomic import PathLike, lock
 from mixmoe.errors import ArgumentError
-from mixmoe.numerics.optimise import progress_bar
+from mixmoe.numerics.optimise import Control, Standing, progress_bar
 
 _WATCH = 0.5  # seconds between looks of a worker at its parent
 Task = Callable[[np.random.Generator], Any]
@@ -306,10 +307,18 @@ class Journal:
         return after is not None and after(value)
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        """Add a line in one write, so that a crash leaves all or the beginning of it."""
-        if self._file is not None:
-            self._file.write((json.dumps(line) + "\n").encode("utf-8"))
-            self._file.flush()
+        """Add a line, of which a crash or a full disk leaves all or the beginning."""
+        if self._file is None:
+            return
+        rest = (json.dumps(line) + "\n").encode("utf-8")
+        try:
+            while rest:  # where room runs out, less is written than was asked for, and only the next write says so
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise ArgumentError(
+                f"checkpoint {str(self._file.name)!r} cannot be written on ({error.strerror}); what is in it counts: "
+                "make room and run again, or name another file"
+            ) from error
 
     def _checked(self, line: Any, number: int, path: PathLike | None) -> Any:
         """The value of a line, which must follow from the lines before it."""
@@ -332,18 +341,18 @@ def checkpoint_path(path: Any) -> Path:
     ArgumentError
         If it is none.
     """
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in str(path):
         raise ArgumentError(f"checkpoint must be a path, or None to keep nothing, got {path!r}")
     return Path(path)
 
 
 def _opened(path: Path) -> BinaryIO:
     """The file, made if there is none, for this run alone."""
-    if path.is_dir():
-        raise ArgumentError(f"checkpoint must name a file, got the folder {str(path)!r}")
-    if path.exists() and not path.is_file():
-        raise ArgumentError(f"checkpoint must name a file that can be read again, got {str(path)!r}")
     try:
+        if path.is_dir():
+            raise ArgumentError(f"checkpoint must name a file, got the folder {str(path)!r}")
+        if path.exists() and not path.is_file():
+            raise ArgumentError(f"checkpoint must name a file that can be read again, got {str(path)!r}")
         file = path.open("a+b", buffering=0)
     except OSError as error:
         raise ArgumentError(
@@ -397,7 +406,7 @@ def _generator(header: Any, rng: Any, path: PathLike | None) -> np.random.Genera
         seeds = np.random.SeedSequence(
             seed["entropy"], spawn_key=tuple(seed["spawn_key"]), n_children_spawned=seed["spawned"]
         )
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(f"the first line of the checkpoint {str(path)!r} is damaged; name another file") from error
     return np.random.default_rng(seeds)
 
@@ -442,3 +451,101 @@ def run_all(
     if found.interrupted:
         raise KeyboardInterrupt
     return list(found.values)
+
+
+_EVERY = 5.0  # seconds between two lines about ascents of a fit that are under way
+
+
+class Ascents:
+    """The ascents of a fit in the order in which they are made, see `mixmoe.numerics.optimise.Keeper`.
+
+    All between them (starts, moves, draws) follows from the seed and from where they ended, and is made again.
+
+    Parameters
+    ----------
+    journal : Journal
+        One line for each that ended, and some for those that were under way.
+    path : path-like
+        Of its file, for messages.
+    """
+
+    def __init__(self, journal: Journal, path: PathLike) -> None:
+        self._journal, self._path = journal, path
+        self._ended: list[Standing] = []
+        self._under_way: Standing | None = None
+        for line in journal.recalled():
+            if line["ended"]:
+                self._ended.append(line["standing"])
+            self._under_way = None if line["ended"] else line["standing"]
+        self._stopped, self._written = False, time.monotonic()
+
+    def recall(self, shape: tuple[int, ...]) -> tuple[Standing | None, bool]:
+        """Where the next ascents stood, and whether they had ended.
+
+        Raises
+        ------
+        ArgumentError
+            If those of the file have another shape.
+        """
+        if self._stopped:
+            return None, False
+        ended = bool(self._ended)
+        if ended:
+            standing: Standing | None = self._ended.pop(0)
+        else:
+            standing, self._under_way = self._under_way, None
+        if standing is not None and np.shape(standing["theta"]) != shape:
+            raise ArgumentError(
+                f"the ascents in the checkpoint {str(self._path)!r} are not those of this run, though data, model and "
+                "options are the same: it was written by another version of mixmoe, NumPy or SciPy; delete it"
+            )
+        return standing, ended
+
+    def keep(self, standing: Standing, ended: bool) -> None:
+        """A line, if the ascents have ended or the last line is some seconds old."""
+        if self._stopped or not (ended or time.monotonic() - self._written >= _EVERY):
+            return
+        self._journal.add({"ended": ended, "standing": _plain(standing)})
+        self._written = time.monotonic()
+
+    def stop(self, standing: Standing | None) -> None:
+        """The last line."""
+        if standing is not None and not self._stopped:
+            self._journal.add({"ended": False, "standing": _plain(standing)})
+        self._stopped = True
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, which JSON gives back to the last digit."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+@contextmanager
+def remembered(
+    checkpoint: PathLike | None, facts: Callable[[], Any], rng: Any, control: Control
+) -> Iterator[tuple[np.random.Generator, Control]]:
+    """Random numbers and limits of a fit whose ascents are kept in a file, if there is one.
+
+    Parameters
+    ----------
+    checkpoint : path-like or None
+    facts : callable
+        What tells the fit from others: data, model and options.
+    rng : int, numpy.random.Generator or None
+        None takes the seed of an existing file.
+    control : Control
+
+    Raises
+    ------
+    ArgumentError
+        If the file is of another fit or another seed, is damaged, or another run has it.
+    """
+    if checkpoint is None:
+        yield checked_rng(rng), control
+        return
+    # A generator that was used before is another one, though its seed is the same.
+    state = rng.bit_generator.state if isinstance(rng, np.random.Generator) else None
+    with Journal(checkpoint, fingerprint((facts(), state)), rng) as journal:
+        yield journal.rng, replace(control, keeper=Ascents(journal, checkpoint))

@@ -300,6 +300,9 @@ def given_moves(problem: Problem, states: Sequence[str]) -> str:
     return ", ".join(each)
 
 
+ROUGH = 0.05  # error of a log-likelihood from which on a reader must know it: AIC and ratios have twice that
+
+
 def architecture_table(
     estimator: Estimator, problem: Problem, fit: Trained, states: Sequence[str] = (), error: float | None = None
 ) -> Table:
@@ -324,6 +327,10 @@ def architecture_table(
         how = "exact marginal likelihood"
     elif error is not None:
         how = f"marginal likelihood, {n_points(problem)} points (error {error:.1g})"
+    notes = ("Log-likelihood of all rows, at parameters estimated without the validation rows.",) * held
+    if error is not None and error >= ROUGH:
+        both = f"{error:.1g}, criteria and likelihood ratios to {2.0 * error:.1g}"
+        notes += (f"The log-likelihood is known to {both}: models that differ by less are not told apart.",)
     rows: list[tuple[str, Cell]] = [
         ("Family", asked_family(problem.family)),
         (
@@ -349,7 +356,7 @@ def architecture_table(
         tuple(name for name, _ in rows),
         tuple((value,) for _, value in rows),
         ("num",),
-        ("Log-likelihood of all rows, at parameters estimated without the validation rows.",) * held,
+        notes,
     )
 
 

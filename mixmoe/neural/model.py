@@ -49,7 +49,7 @@ from mixmoe.neural.groupings import (
 from mixmoe.neural.law_parameters import at_limit
 from mixmoe.neural.marginal_likelihood import shrunken_flags
 from mixmoe.neural.network import Network
-from mixmoe.neural.personal_layers import select_personal
+from mixmoe.neural.personal_layers import Personal, select_personal
 from mixmoe.neural.refusals import (
     check_gate,
     check_magnitudes,
@@ -271,27 +271,9 @@ class NME:
             origin=self.scaling.mean / self.scaling.sd,
             published=estimator == "sgd",
         )
-        parts = [bare, *(replace(bare, personal=mine) for mine in others)]
-        if others:
-            check_last_only(parts, self.formula, estimator)
-        terms = (self.formula.random, *self.formula.further)
-        self.cov, *covs = (checked_cov(cov, *pair, bool(others)) for pair in zip(terms, parts, strict=True))
-        self.further: tuple[Grouping, ...] = tuple(
-            Grouping(known.term.name, mine, of, len(known.labels))
-            for known, mine, of in zip(self.levels, others, covs, strict=True)
-        )
-        self.problem: Problem = replace(bare, cov=self.cov, further=self.further)
-        check_crossed(self.problem)
-        levels = tuple(str(v) for v in self.design.response_levels or ())
-        self.layout: ParamLayout = build_layout(
-            self.problem,
-            self.scaling,
-            self.design.names.expert,
-            self.design.names.group or "row",
-            levels,
-            tuple(self.design.names.gate[k] for k in self.scaling.gate_columns),
-            self.design.names.sigma,
-        )
+        self.problem: Problem = with_covariances(bare, others, self.formula, self.levels, cov)
+        self.cov, self.further = self.problem.cov, self.problem.further
+        self.layout: ParamLayout = layout_of(self.problem, self.scaling, self.design)
         self.settings: Mapping[str, Any] = {
             "hidden": None if network is not None else list(widths),
             "activation": activation,
@@ -517,6 +499,55 @@ class NME:
         codes = level_codes(self.levels, self.design)
         rows = split_rows(self.design, self.family, self.scaling, codes, self.device, share, holdout)
         return replace(self.problem, train=rows[0], validation=rows[1], share=share, prior=prior)
+
+
+def with_covariances(
+    bare: Problem, others: Sequence[Personal], formula: MoEFormula, levels: Sequence[Levels], cov: Any
+) -> Problem:
+    """A problem with the covariances of the effects of all groupings.
+
+    Parameters
+    ----------
+    bare : Problem
+        Of the first grouping.
+    others : sequence of Personal
+        What differs between the levels of the further ones.
+    formula : MoEFormula
+    levels : sequence of Levels
+        Of the further ones.
+    cov : str, int or None
+        As asked for.
+
+    Raises
+    ------
+    ArgumentError, FormulaError
+    """
+    parts = [bare, *(replace(bare, personal=mine) for mine in others)]
+    if others:
+        check_last_only(parts, formula, "sgd" if bare.published else "laplace")
+    terms = (formula.random, *formula.further)
+    first, *covs = (checked_cov(cov, *pair, bool(others)) for pair in zip(terms, parts, strict=True))
+    further = tuple(
+        Grouping(known.term.name, mine, of, len(known.labels))
+        for known, mine, of in zip(levels, others, covs, strict=True)
+    )
+    problem = replace(bare, cov=first, further=further)
+    check_crossed(problem)
+    return problem
+
+
+def layout_of(problem: Problem, scaling: Scaling, design: Design) -> ParamLayout:
+    """Names of the parameters, by the columns of the design."""
+    names = design.names
+    return build_layout(
+        problem,
+        scaling,
+        names.expert,
+        names.group or "row",
+        tuple(str(v) for v in design.response_levels or ()),
+        tuple(names.gate[k] for k in scaling.gate_columns),
+        names.sigma,
+    )
 
 
 def record_of(model: NME, trained: Trained, found: Estimates, starts: Starts) -> EMFit:

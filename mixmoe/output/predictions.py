@@ -1,4 +1,4 @@
-"""What `predict` is asked for, in the words of all families, and the columns that come back."""
+"""What `predict` is asked for, in the words of all families; laws of responses and means; columns that come back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,19 +7,83 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import ndtr, stdtr, stdtrit
+from scipy.stats import norm
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
-from mixmoe.design.design import Design
+from mixmoe.design.design import Design, used_columns
 from mixmoe.design.frame import places_of, shown, view
 from mixmoe.errors import ArgumentError, DesignError, MixmoeWarning, warn
 from mixmoe.inference.uncertainty import checked_alpha
-from mixmoe.mixture.mixture_law import MixtureLaw
 from mixmoe.output.summary import row_labels
+
+_ALIKE = 1e-9  # of the largest value of a gate column
 
 Kind = Literal["all", "mean", "experts", "probabilities", "subject"]
 IntervalOf = Literal["confidence", "prediction"]
 Scale = Literal["response", "link", "categories"]
+_BISECTIONS = 60  # halvings, which leave a quantile its digits
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureLaw:
+    """A normal or t mixture per row.
+
+    Attributes
+    ----------
+    weights, means : ndarray, shape (n, K)
+    sd : ndarray, shape (n, K)
+        Standard deviations, or for t the scales.
+    df : ndarray, shape (n, K), or None
+        Degrees of freedom; None for normal components.
+    """
+
+    weights: Array
+    means: Array
+    sd: Array
+    df: Array | None = None
+
+    @property
+    def mean(self) -> Array:
+        """Means of the mixtures, shape (n,)."""
+        return np.asarray((self.weights * self.means).sum(axis=1))
+
+    @property
+    def deviation(self) -> Array:
+        """Standard deviations of the mixtures, infinite where they do not exist, shape (n,)."""
+        inside = self.sd**2
+        if self.df is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                inside = np.where(self.df > 2, inside * self.df / (self.df - 2), np.inf)
+        return np.sqrt((self.weights * (inside + (self.means - self.mean[:, None]) ** 2)).sum(axis=1))
+
+    def below(self, y: Array) -> Array:
+        """Probability of a value below each of `y`, shape (n,)."""
+        z = self._standardised(y)
+        return np.asarray((self.weights * (ndtr(z) if self.df is None else stdtr(self.df, z))).sum(axis=1))
+
+    def beyond(self, y: Array) -> Array:
+        """Probability of a value above each of `y`, shape (n,), without loss of digits."""
+        z = self._standardised(-y, sign=-1.0)
+        return np.asarray((self.weights * (ndtr(z) if self.df is None else stdtr(self.df, z))).sum(axis=1))
+
+    def quantile(self, level: float) -> Array:
+        """Quantiles, shape (n,), by bisection."""
+        tail = min(level, 1 - level) / 2
+        reach = (norm.isf(tail) if self.df is None else -stdtrit(self.df, tail)) + 1
+        low = (self.means - reach * self.sd).min(axis=1)
+        high = (self.means + reach * self.sd).max(axis=1)
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            under = self.below(middle) < level
+            low, high = np.where(under, middle, low), np.where(under, high, middle)
+        return 0.5 * (low + high)
+
+    def _standardised(self, y: Array, sign: float = 1.0) -> Array:
+        scale = np.maximum(self.sd, np.finfo(float).tiny)
+        with np.errstate(over="ignore"):  # without random effects a subject's mean has no spread within an expert
+            return np.asarray((y[:, None] - sign * self.means) / scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +262,38 @@ def known_places(labels: NDArray[np.object_], known: NDArray[np.object_], column
                 "type that it had"
             )
     return found
+
+
+def check_baseline(known: Design, wanted: Design, where: NDArray[np.intp]) -> None:
+    """Refuse rows to predict whose gate covariates are not those of the past of their subject, which count.
+
+    Parameters
+    ----------
+    known, wanted : Design
+    where : ndarray of int, shape (N,)
+        Place of each subject of `wanted` among those of `known`; -1 where it is not there.
+
+    Raises
+    ------
+    DesignError
+        Names the subject and the column.
+    """
+    mine = np.flatnonzero(where >= 0)
+    if known is wanted or not mine.size:
+        return
+    before, now = known.gate[where[mine]], wanted.gate[mine]
+    wrong = np.abs(now - before) > _ALIKE * np.maximum(np.abs(before), np.abs(now)).max(axis=0)
+    if not wrong.any():
+        return
+    i = int(wrong.any(axis=1).argmax())
+    first, second = known.frame.iloc[known.starts[where[mine[i]]]], wanted.frame.iloc[wanted.starts[mine[i]]]
+    differing = [name for name in used_columns(wanted, "gate") if first[name] != second[name]]
+    column = differing[0] if differing else wanted.names.gate[int(wrong[i].argmax())]
+    values = f", {shown(first[column])} and {shown(second[column])}" if differing else ""
+    raise DesignError(
+        f"the gate covariate {column!r} of subject {shown(wanted.labels[mine[i]])} differs between her history and the "
+        f"rows to predict{values}; the gate routes whole subjects by their baseline, so give it one value per subject"
+    )
 
 
 def _reading(label: Any) -> str:

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.design.aliases import aliases, independent
 from mixmoe.design.design import Design, assembled
 from mixmoe.design.recipe import Recipe
 from mixmoe.errors import ArgumentError, DesignError
@@ -102,7 +103,8 @@ def gather(
     Returns
     -------
     Design
-        Without a frame; the label of a row is its place in the data, counted over all partitions.
+        Without a frame; the label of a row is its place in the data, counted over all partitions. Its recipe keeps the
+        columns of the standard deviation that are no combination of others.
 
     Raises
     ------
@@ -113,7 +115,7 @@ def gather(
     starts, n = np.cumsum(counts) - counts, int(counts.sum())
     p, q = sample.expert.shape[1], sample.random.shape[1]
     # Columns one after the other, as likelihoods read them.
-    y, X, Z = on_disk((n,)), on_disk((p, n)), on_disk((q, n))
+    y, X, Z, V = on_disk((n,)), on_disk((p, n)), on_disk((q, n)), on_disk((sample.sigma.shape[1], n))
     position, codes = on_disk((n,), np.intp), on_disk((n,), np.intp)
     aux = {name: on_disk((n,)) for name in recipe.aux if name != "cluster"}
     filled, first = np.zeros(counts.size, dtype=np.intp), 0
@@ -128,18 +130,27 @@ def gather(
         # Behind the rows of these subjects that came before.
         to = np.arange(part.n) + np.repeat(starts[who] + filled[who] - part.starts, part.counts)
         filled[who] += part.counts
-        y[to], X[:, to], Z[:, to] = part.response, part.expert.T, part.random.T
+        y[to], X[:, to], Z[:, to], V[:, to] = part.response, part.expert.T, part.random.T, part.sigma.T
         position[to], codes[to] = before + part.position, np.repeat(who, part.counts)
         for name, values in aux.items():
             values[to] = part.aux[name]
     if (filled != counts).any():
         raise _changed()
+    # The intercept of sigma: is the residual standard deviation, a parameter of its own.
+    names = np.array(sample.names.sigma, dtype=object)
+    kept = independent("sigma", aliases(V.T), sample.names.sigma) & (names != "Intercept")
+    own = on_disk((int(kept.sum()), n))
+    for to, j in enumerate(np.flatnonzero(kept)):
+        own[to] = V[j]
     return replace(
         sample,
+        recipe=replace(recipe, kept={**recipe.kept, "sigma": kept}),
+        names=replace(sample.names, sigma=tuple(names[kept])),
+        sigma_common=sample.sigma_common[kept],
         response=y,
         expert=X.T,
         random=Z.T,
-        sigma=np.empty((n, 0)),
+        sigma=own.T,
         codes=codes,
         starts=starts,
         labels=np.asarray(labels, dtype=object),

@@ -14,6 +14,7 @@ from mixmoe.design import formulaic_engine
 from mixmoe.design.beside import split_subject
 from mixmoe.design.checks import auxiliary, check_finite
 from mixmoe.design.complete_rows import Rows, without_rows
+from mixmoe.design.design import largest_values, response_of
 from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView
 from mixmoe.design.recipe import Recipe, formula_frame
@@ -239,8 +240,8 @@ class Sums:
         R of the random columns.
     weight : float
         Sum of the weights of the rows.
-    largest : float
-        Largest response.
+    largest : mapping of str to float
+        See `largest_values`.
     reference : Reference
     first : FirstRows
     kept : OnWorkers or None
@@ -252,7 +253,7 @@ class Sums:
     shifted: Array
     random: Array
     weight: float
-    largest: float
+    largest: Mapping[str, float]
     reference: Reference
     first: "FirstRows"
     kept: OnWorkers | None = None
@@ -321,7 +322,8 @@ class PartSums:
     expert, random : ndarray
     shifted : ndarray, shape (p, p)
         By the first row of the part.
-    weight, largest : float
+    weight : float
+    largest : mapping of str to float
     first : FirstRows
     """
 
@@ -330,7 +332,7 @@ class PartSums:
     random: Array
     shifted: Array
     weight: float
-    largest: float
+    largest: Mapping[str, float]
     first: FirstRows
 
 
@@ -371,6 +373,7 @@ def columns_of_part(part: Part, recipe: Recipe, types: Mapping[str, Any]) -> Par
     return PartColumns(here.frame, rows, built)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # columns that are too large are refused by name when all are known
 def sum_part(
     part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Reference, gaussian: bool
 ) -> PartSums | None:
@@ -388,11 +391,11 @@ def sum_part(
         if found is None:
             return None
         rows, built = found.rows, found.built
-        beside = auxiliary(recipe, rows, found.frame)
+        beside, response = auxiliary(recipe, rows, found.frame), response_of(recipe, built, rows, found.frame)
     # Only of a normal response weights scale the rows; in other families they multiply log-densities.
     weights = beside.get("weights", np.ones(rows.n)) if gaussian else np.ones(rows.n)
     offset = beside.get("offset", np.zeros(rows.n))
-    y, X, Z = built.matrices["response"][:, 0], built.matrices["expert"], built.matrices["random"]
+    y, X, Z = np.asarray(response), built.matrices["expert"], built.matrices["random"]
     p, q = X.shape[1], Z.shape[1]
     near = np.empty((1 + p + q, len(y)))
     near[0] = (y - offset - X @ reference.center) / reference.scale
@@ -426,7 +429,7 @@ def sum_part(
         random=_triangle(near[1 + p :].T),
         shifted=shifted,
         weight=float(weights.sum()),
-        largest=float(np.abs(y).max()),
+        largest=largest_values(recipe, built, beside),
         first=FirstRows(labels[rows.codes[:most]], root[:most] * X[:most], root[:most] * Z[:most]),
     )
 
@@ -456,7 +459,8 @@ def accumulate(
     DesignError
         If a column is not finite; names the partition.
     """
-    gathering, weight, largest = Gathering(), 0.0, 0.0
+    gathering, weight = Gathering(), 0.0
+    largest: dict[str, float] = {}
     shifted: Array | None = None
     first: FirstRows | None = None
     R, S = np.zeros((0, len(reference.expert) + 1)), np.zeros((0, len(reference.random)))
@@ -472,7 +476,8 @@ def accumulate(
         R, S = _triangle(np.vstack([R, part.expert])), _triangle(np.vstack([S, part.random]))
         shifted = part.shifted if shifted is None else shifted
         first = part.first if first is None else first.merged(part.first)
-        weight, largest = weight + part.weight, max(largest, part.largest)
+        weight += part.weight
+        largest = {what: max(value, largest.get(what, 0.0)) for what, value in part.largest.items()}
     if shifted is None or first is None:
         raise DesignError("no row is complete, where some were before; the data have changed meanwhile, fit again")
     if kept is None or labels is None:

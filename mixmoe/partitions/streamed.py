@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.design.aliases import aliases, check_effects, dependent, independent
 from mixmoe.design.complete_rows import Dropped
-from mixmoe.design.design import Design, DesignNames, check_size, offset_of, replay
+from mixmoe.design.design import Design, DesignNames, check_design_sizes, check_largest, offset_of, replay
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.frame import shown
-from mixmoe.design.recipe import Recipe, make_recipe
+from mixmoe.design.recipe import Recipe, ResponseKind, make_recipe
 from mixmoe.errors import DesignError
 from mixmoe.partitions.moments import BySubject, Sums, accumulate, reference_of
 from mixmoe.partitions.scan import Partitions
@@ -79,7 +79,11 @@ class StreamedDesign:
     states: Mapping[str, Mapping[str, Any]] = field(repr=False)
     aux: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     smooths: tuple[Any, ...] = ()
-    response_levels: None = None
+
+    @property
+    def response_levels(self) -> tuple[Any, ...] | None:
+        """Levels of an ordinal response."""
+        return self.recipe.levels
 
     @property
     def n_units(self) -> int:
@@ -95,6 +99,11 @@ class StreamedDesign:
     def n_uncounted(self) -> int:
         """Complete rows that were left out because their weight is zero."""
         return self.n_input - self.dropped.n_rows - self.n
+
+    def with_recipe(self, recipe: Recipe) -> "StreamedDesign":
+        """The design by another recipe of the same columns of experts and gate, as one that keeps fewer of others."""
+        sample = replay(recipe, self.sample.frame, response=True)
+        return replace(self, recipe=recipe, sample=sample, names=sample.names)
 
     def for_new(self, data: Any, *, response: bool = False, without: Any = ()) -> Design:
         """The same columns from other data, see `Design.for_new`."""
@@ -124,6 +133,7 @@ def stream(
     aux: Mapping[str, str],
     gaussian: bool = True,
     spread: bool = False,
+    response: ResponseKind = "numeric",
 ) -> Streamed:
     """The design of partitioned data, in two passes.
 
@@ -139,6 +149,7 @@ def stream(
         Whether the response is normal, see `mixmoe.partitions.moments.accumulate`.
     spread : bool
         Whether cross-products may stay with the workers of a cluster.
+    response : {"numeric", "ordinal"}
 
     Raises
     ------
@@ -149,16 +160,17 @@ def stream(
     -----
     DroppedRowsWarning, CollinearityWarning
     """
-    recipe = rowwise(make_recipe(formula, context, "formulaic", "numeric", aux, True, smooths=True))
+    recipe = rowwise(make_recipe(formula, context, "formulaic", response, aux, True, smooths=True))
     group = group_of(recipe)
     found, made, source = surveyed(recipe, data)
     near = replay(made.recipe, found.sample, response=True)
+    check_design_sizes(near)
     y = np.asarray(near.response) - offset_of(near)
     reference = reference_of(y, near.expert, near.random)
     # Labels of several types have an order in pandas only, not one by which they could be cut elsewhere.
     spread = spread and not pd.api.types.infer_dtype(near.labels).startswith("mixed")
     sums = accumulate(made.recipe, source, reference, gaussian, near.labels if spread else None)
-    check_size(near.names.response, sums.largest)
+    check_largest(sums.largest)
     counts = sums.subjects.sums[0].astype(np.intp)
     check_effects(near.names.random, dependent(*_triangles(sums.random, sums.reference.random)), int(counts.max()))
     gate = _baseline(sums.subjects, made.built.names["gate"], group)
@@ -246,13 +258,17 @@ class Kept:
 
 
 def restored(
-    formula: MoEFormula, saved: Kept, context: Mapping[str, Any] | None, aux: Mapping[str, str]
+    formula: MoEFormula,
+    saved: Kept,
+    context: Mapping[str, Any] | None,
+    aux: Mapping[str, str],
+    response: ResponseKind = "numeric",
 ) -> StreamedDesign:
     """The design of a saved fit from what its file holds; other parameters as in `stream`."""
     known = saved.known
     # Clusters are known of subjects, and rows need none of them.
     of_rows = {name: column for name, column in aux.items() if name != "cluster"}
-    recipe = rowwise(make_recipe(formula, context, "formulaic", "numeric", of_rows, True))
+    recipe = rowwise(make_recipe(formula, context, "formulaic", response, of_rows, True))
     n_witnesses = int(known["n_witnesses"])
     witnesses, rows = saved.rows.iloc[:n_witnesses], saved.rows.iloc[n_witnesses:]
     made = coded(recipe, witnesses, rows, known["states"])

@@ -14,11 +14,19 @@ from numpy.typing import NDArray
 
 from mixmoe.design import formulaic_engine
 from mixmoe.design.aliases import warn_empty_terms
-from mixmoe.design.checks import check_columns, check_names, check_types
+from mixmoe.design.checks import (
+    check_columns,
+    check_names,
+    check_single,
+    check_types,
+    ordered_levels,
+    response_levels,
+    warn_spellings,
+)
 from mixmoe.design.complete_rows import Dropped, NothingLeftError, Rows, earliest, say_dropped, without_rows
 from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView, infinite, is_numeric, shown, view
-from mixmoe.design.recipe import WHERE, Recipe, collect, formula_frame, needs_of
+from mixmoe.design.recipe import WHERE, Recipe, collect, formula_frame, needs_of, response_column
 from mixmoe.design.terms import python_code
 from mixmoe.design.transforms import other_rows_reason
 from mixmoe.errors import ArgumentError, DesignError
@@ -208,12 +216,10 @@ class Found:
     Attributes
     ----------
     n_input, n : int
-    n_dropped : int
-    dropped : mapping of str to int
-        Rows in which a column or term is missing.
+    dropped : Dropped
     states : mapping of str to Summary
     levels : mapping of str to set
-        Per categorical factor.
+        Per categorical factor, and of an ordinal response.
     witnesses : tuple of DataFrame
         Rows that hold a level first.
     types : Types
@@ -222,8 +228,7 @@ class Found:
 
     n_input: int
     n: int
-    n_dropped: int
-    dropped: Mapping[str, int]
+    dropped: Dropped
     states: Mapping[str, Summary]
     levels: Mapping[str, Mapping[Any, int]]
     witnesses: pd.DataFrame | None
@@ -245,6 +250,7 @@ def look(part: Part, recipe: Recipe, columns: tuple[str, ...]) -> Found:
         if here.rows is None:
             return _nothing(here.frame.n_rows, here.dropped, types)
         for name, values in here.rows.columns.items():  # before infinite numbers are in any mean
+            check_single(values, name)
             wrong = infinite(values)
             if wrong is not None:
                 i = earliest(wrong, here.rows)
@@ -255,6 +261,14 @@ def look(part: Part, recipe: Recipe, columns: tuple[str, ...]) -> Found:
         context = {**recipe.context, **COLLECTORS}
         found = formulaic_engine.survey(formula_frame(here.rows, recipe), recipe.sections, context)
         levels = {code: dict(zip(seen, seen.index, strict=True)) for code, seen in found.levels.items()}
+        if recipe.response_kind == "ordinal":
+            column = str(response_column(recipe.formula))
+            seen = (
+                here.rows.columns[column].reset_index(drop=True).drop(index=pd.Index(found.bad_rows)).drop_duplicates()
+            )
+            if len(seen):
+                ordered_levels(seen, column)  # refuses levels without an order
+            levels[f"response {column}"] = dict(zip(seen, seen.index, strict=True))
         _check_levels(levels)
     states = summaries_of(found.states)
     try:
@@ -267,8 +281,7 @@ def look(part: Part, recipe: Recipe, columns: tuple[str, ...]) -> Found:
     return Found(
         n_input=here.frame.n_rows,
         n=kept.n,
-        n_dropped=kept.dropped.n_rows,
-        dropped=dict(kept.dropped.by_column),
+        dropped=kept.dropped,
         states=states,
         levels={code: {level: place[int(row)] for level, row in rows.items()} for code, rows in levels.items()},
         witnesses=_table(part, here.frame, here.rows, first) if len(first) else None,
@@ -279,7 +292,7 @@ def look(part: Part, recipe: Recipe, columns: tuple[str, ...]) -> Found:
 
 def _nothing(n_rows: int, dropped: Dropped, types: "Types") -> Found:
     """What is found in a part without complete rows."""
-    return Found(n_rows, 0, dropped.n_rows, dict(dropped.by_column), {}, {}, None, types, None)
+    return Found(n_rows, 0, dropped, {}, {}, None, types, None)
 
 
 def survey(recipe: Recipe, source: Source) -> Survey:
@@ -290,17 +303,15 @@ def survey(recipe: Recipe, source: Source) -> Survey:
     DesignError
         If no row is complete, or a term cannot be computed; names the partition.
     """
-    n_input = n = n_dropped = 0
-    dropped: dict[str, int] = {}
+    n_input = n = 0
+    dropped = Dropped()
     states: dict[str, Summary] = {}
     levels: dict[str, set[Any]] = {}
     witnesses: list[pd.DataFrame] = []
     types = Types()
     sample: Sample | None = None
     for part in source.data.mapped(partial(look, recipe=recipe, columns=source.columns), source.columns):
-        n_input, n, n_dropped = n_input + part.n_input, n + part.n, n_dropped + part.n_dropped
-        for name, count in part.dropped.items():
-            dropped[name] = dropped.get(name, 0) + count
+        n_input, n, dropped = n_input + part.n_input, n + part.n, dropped + part.dropped
         states |= merge(states, part.states)
         types = types.merged(part.types)
         new = {row for code, seen in part.levels.items() for x, row in seen.items() if x not in levels.get(code, ())}
@@ -313,18 +324,17 @@ def survey(recipe: Recipe, source: Source) -> Survey:
             sample = part.sample if sample is None else sample.joined(part.sample)
     if sample is None:
         raise DesignError(
-            f"no row of the {n_input} of the data is complete and counts "
-            f"({', '.join(f'{name}: {count} missing' for name, count in dropped.items()) or 'there are none'}); leave "
-            "out columns that are missing or fill them in"
+            f"no row of the {n_input} of the data is complete and counts (missing values: {str(dropped) or 'none'}); "
+            "leave out columns that are missing or fill them in"
         )
     known = types.found()
     # In the order in which rows in memory count them: columns first, terms behind.
     places = {name: i for i, name in enumerate(source.columns)}
-    by_column = sorted(dropped.items(), key=lambda item: places.get(item[0], len(places)))
+    by_column = sorted(dropped.by_column, key=lambda item: places.get(item[0], len(places)))
     return Survey(
         n_input=n_input,
         n=n,
-        dropped=Dropped(n_dropped, tuple(by_column)),
+        dropped=replace(dropped, by_column=tuple(by_column)),
         states=states,
         witnesses=typed(pd.concat([*witnesses, sample.frame.iloc[:0]]), known),
         sample=typed(sample.frame, known),
@@ -429,6 +439,7 @@ def coded(recipe: Recipe, witnesses: pd.DataFrame, sample: pd.DataFrame, states:
     frame = view(together)
     rows = collect(frame, recipe, tuple(recipe.sections), required=True)
     check_types(rows, frame, recipe, tuple(recipe.sections))
+    warn_spellings(rows, recipe, whole=False)
     used = formula_frame(rows, recipe)
     built = formulaic_engine.materialize(used, recipe.sections, recipe.context, states)
     check_columns(built, recipe)
@@ -436,7 +447,9 @@ def coded(recipe: Recipe, witnesses: pd.DataFrame, sample: pd.DataFrame, states:
     numeric = frozenset(str(name) for name in used if name in rows.columns and is_numeric(used[name]))
     whole = {name: np.ones(len(built.names[name]), dtype=bool) for name in ("expert", "gate", "sigma")}
     warn_empty_terms(recipe, built)
-    return Coded(replace(recipe, specs=built.specs, numeric=numeric, kept=whole), built)
+    # Every level of an ordinal response has a witness.
+    levels = response_levels(recipe, rows, frame)
+    return Coded(replace(recipe, specs=built.specs, numeric=numeric, kept=whole, levels=levels), built)
 
 
 def surveyed(recipe: Recipe, data: Partitions) -> tuple[Survey, Coded, Source]:
@@ -458,9 +471,7 @@ def surveyed(recipe: Recipe, data: Partitions) -> tuple[Survey, Coded, Source]:
     """
     source = source_of(data, recipe)
     found = survey(recipe, source)
-    formula = recipe.formula
-    group = None if formula.random is None else formula.random.group
-    say_dropped(found.dropped, found.n_input, data.columns, (formula.response, group))
+    say_dropped(found.dropped, found.n_input, data.columns)
     made = coded(recipe, found.witnesses, found.sample, found.transforms())
     return found, made, replace(source, types=found.types)
 

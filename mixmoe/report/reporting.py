@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mixmoe._typing import Array
 from mixmoe.atomic import write_text
+from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Model
 from mixmoe.inference.uncertainty import checked_alpha
+from mixmoe.mixture.estimate import EMFit
 from mixmoe.numerics.optimise import loglik_name
 from mixmoe.output.plots import canvas_axes, draw
 from mixmoe.output.plots_in_files import svg
@@ -351,6 +354,22 @@ class Reporting:
     to_frame: Callable[..., pd.DataFrame]
     fitted: Callable[..., Any]
     resid: Callable[..., pd.Series]
+    em: EMFit
+
+    @property
+    def _described(self) -> Design:
+        """The rows that a report describes and draws: those of the fit."""
+        return self.model.design
+
+    @property
+    def _responsibilities_described(self) -> Array:
+        """Posterior probabilities of the units of these rows, shape (N, K)."""
+        return self.em.responsibilities
+
+    @property
+    def _sample_words(self) -> str:
+        """In words which units these rows are of; empty if they are all."""
+        return ""
 
     def tidy(self, alpha: float = 0.05) -> pd.DataFrame:
         """One row per parameter, as `Results.to_frame` but with its name in a column and the column names of broom.

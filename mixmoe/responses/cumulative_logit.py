@@ -106,7 +106,8 @@ def log_probability(codes: IntArray, at: Borders, widths: Array) -> Array:
     # F(b) - F(a) = F(b) F(-a) (1 - e^-(b - a)): the difference itself would cancel in the tails.
     with np.errstate(divide="ignore"):  # no width leaves no probability
         inner = np.log(-np.expm1(-widths))
-    log_width = np.pad(inner, ((0, 0), (1, 1)))
+    ends = np.zeros((len(inner), 1))  # the first and the last category are as wide as can be
+    log_width = np.concatenate([ends, inner, ends], axis=1)
     # log F(x) = min(x, 0) - log(1 + e^-|x|): one logarithm for both ends.
     return np.minimum(at.high, 0.0) - np.maximum(at.low, 0.0) - np.log1p(at.rest) + log_width.take(codes, axis=1)
 

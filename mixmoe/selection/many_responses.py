@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from mixmoe.design.formula import parse_formula
 from mixmoe.design.frame import unknown_column, whole_frame
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, MixmoeWarning, warn
 from mixmoe.families import family_of, model_options
+from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.resampling import Journal, fingerprint
 from mixmoe.output.records import Table
 from mixmoe.output.saved import fingerprints
@@ -29,7 +30,19 @@ from mixmoe.selection.candidates import FAILURES
 
 _SIZE_FACTOR = "log_size_factor"  # column that holds the offset of an AnnData object
 _SHOWN = 12  # reasons of failures that are printed
+_MOST_ROWS = 40  # of a table of responses, which is a page of a publication
+_OF_ESTIMATES = {"estimate": ("Estimate", "num"), "std_error": ("Std. error", "num")}
+_OF_TESTS = {"statistic": ("Statistic", "num"), "df": ("df", "df")}
+_P_VALUES = {"p_value": ("P", "p"), "p_bh": ("P (BH)", "p"), "p_holm": ("P (Holm)", "p")}
 Extract = Callable[[Results], pd.DataFrame]
+
+
+class TestsFunctions(Protocol):
+    """Results that test their functions of an index."""
+
+    def test_varying(self, *, method: str) -> "pd.DataFrame | InvalidTest":
+        """One row per function with its test of constancy, or why there is none."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +69,10 @@ class Each(Printed):
     Attributes
     ----------
     estimates : DataFrame
-        One row per response and parameter: response, name, then the columns of `Results.to_frame` (or of what
-        ``extract=`` returned), and where it has p-values p_bh (Benjamini & Hochberg) and p_holm (Holm), adjusted over
-        the responses for each name. A response without a fit has one row with its reason.
+        One row per response and parameter: response, name, then the columns of `Results.to_frame` (where coefficients
+        vary along an index of the tests that they are constant, or of what ``extract=`` returned), and where it has
+        p-values p_bh (Benjamini & Hochberg) and p_holm (Holm), adjusted over the responses for each name. A response
+        without a fit has one row with its reason.
     fits : DataFrame
         By response: llf, aic, bic, nobs, n_units, converged, flags, seconds, reason.
     interrupted : bool
@@ -77,7 +91,7 @@ class Each(Printed):
         return self.estimates.copy()
 
     def tables(self) -> tuple[Table, ...]:
-        """Counts, and for each parameter the responses with p-values below 0.05."""
+        """Counts, and for each parameter its row of every response, or of those with the smallest p-values."""
         failed = self.fits["reason"] != ""
         used = sorted({int(n) for n in self.fits.loc[~failed, "nobs"]})
         facts = (
@@ -98,7 +112,52 @@ class Each(Printed):
             cells=tuple((reason,) for reason in reasons),
             formats=("text",),
         )
-        return (header_table(facts), *(t for t in (self._discoveries(), failures) if t.index))
+        return (header_table(facts), *(t for t in (self._discoveries(), *self._by_name(), failures) if t.index))
+
+    def _by_name(self) -> list[Table]:
+        """For each parameter what is known of each response, smallest p-values first if they do not all fit."""
+        has_estimates = "estimate" in self.estimates
+        heads = {**(_OF_ESTIMATES if has_estimates else _OF_TESTS), **_P_VALUES}
+        heads = {column: head for column, head in heads.items() if column in self.estimates}
+        tables = []
+        for name, part in self.estimates.dropna(subset=["name"]).groupby("name", sort=False):
+            if len(part) > _MOST_ROWS and "p_value" in part:
+                part = part.sort_values("p_value", kind="stable")
+            rows = part.head(_MOST_ROWS).set_index("response")[list(heads)].astype(float)
+            more = f"The {len(rows)} of {len(part)} responses with the smallest p-values; to_frame() has all."
+            tables.append(
+                Table(
+                    key=str(name),
+                    title=str(name),
+                    columns=tuple(head for head, _ in heads.values()),
+                    index=tuple(map(str, rows.index)),
+                    cells=tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in rows.to_numpy()),
+                    formats=tuple(form for _, form in heads.values()),
+                    notes=(more,) if len(part) > len(rows) else (),
+                )
+            )
+        return tables if heads else []
+
+    def only(self, names: str | Sequence[str]) -> "Each":
+        """The same for some of the parameters or functions, as in ``each.only("expert1.x").to_latex()``.
+
+        Parameters
+        ----------
+        names : str or sequence of str
+            As in the column ``name`` of `estimates`.
+
+        Raises
+        ------
+        ArgumentError
+            If no response has a name.
+        """
+        wanted = (names,) if isinstance(names, str) else tuple(names)
+        known = list(dict.fromkeys(self.estimates["name"].dropna()))
+        for name in wanted:
+            if name not in known:
+                raise ArgumentError(f"no response has a row {name!r}; rows are {', '.join(map(repr, known))}")
+        kept = self.estimates["name"].isin(wanted) | self.estimates["name"].isna()
+        return replace(self, estimates=self.estimates[kept].reset_index(drop=True))
 
     def _discoveries(self) -> Table:
         """How many responses have small p-values."""
@@ -131,22 +190,25 @@ class Each(Printed):
         )
 
     def add_to(self, adata: Any, key: str = "mixmoe") -> None:
-        """Write into an AnnData object: the estimates to ``uns[key]``, those of each gene to columns of ``var``.
+        """Write into an AnnData object: the estimates to ``uns[key]``, those and flags of genes to columns of ``var``.
 
         Parameters
         ----------
         adata : AnnData
             Its ``var_names`` hold the responses.
         key : str
-            Columns are called ``key.name.estimate``, ``key.name.p_bh`` ...
+            Columns are called ``key.converged``, ``key.flags`` (codes, empty if there are none), ``key.reason`` (why
+            there is no fit), ``key.name.estimate``, ``key.name.p_bh`` ...
         """
         if not _is_anndata(adata):
             raise ArgumentError(f"add_to takes an AnnData object, got {type(adata).__name__}")
         adata.uns[key] = self.to_frame()
         adata.var[f"{key}.converged"] = self.fits["converged"].astype(bool).reindex(adata.var_names, fill_value=False)
+        for column in ("flags", "reason"):
+            adata.var[f"{key}.{column}"] = self.fits[column].reindex(adata.var_names, fill_value="")
         known = self.estimates.dropna(subset=["name"])
         for name, part in known.groupby("name", sort=False):
-            for column in ("estimate", "std_error", "p_value", "p_bh"):
+            for column in ("estimate", "std_error", "statistic", "p_value", "p_bh"):
                 if column in part:
                     values = part.set_index("response")[column].astype(float)
                     adata.var[f"{key}.{name}.{column}"] = values.reindex(adata.var_names)
@@ -185,8 +247,10 @@ def fit_each(
         Column of ``obs`` of an AnnData object, or ``"total"`` for the total count of each cell over the mean of these:
         its logarithm is the offset.
     extract : callable, optional
-        From the results of a fit to a frame with one row per name and a column ``p_value`` if it has tests; by default
-        `Results.to_frame`. Picklable if `n_jobs` is not 1.
+        From the results of a fit to a frame with one row per name and a column ``p_value`` if it has tests. By default
+        `Results.to_frame`; for a formula with ``vary:``, whose rows would be values of functions at places of the
+        index, the asymptotic tests that these are constant, ``results.test_varying(method="asymptotic")``, unless rows
+        are clustered, which these tests are not for. Picklable if `n_jobs` is not 1.
     rng : int, numpy.random.Generator or None
         Every response has a generator of its own: results do not depend on `n_jobs`.
     n_jobs : int
@@ -233,7 +297,10 @@ def fit_each(
     if not isinstance(formula, str) or not formula.lstrip().startswith("~"):
         raise ArgumentError(f"the formula of fit_each has no response and begins with '~', got {formula!r}")
     # The formula of the first response is read, and options are those of its family.
-    model_options(family_of(parse_formula(_formula(given.names[0], formula)), options), options)
+    parsed = parse_formula(_formula(given.names[0], formula))
+    model_options(family_of(parsed, options), options)
+    if extract is None and parsed.vary is not None and "cluster" not in options:
+        extract = _constancy
     # What tells data apart for a checkpoint: the covariates, and names and values of the responses.
     responses_key = tuple(tuple(fingerprints(pd.DataFrame({n: given.column(n)})).items()) for n in given.names)
     data_key = (tuple(sorted(fingerprints(given.covariates).items())), responses_key)
@@ -409,6 +476,20 @@ def _fit_one(
     except FAILURES as error:
         record["reason"] = f"{type(error).__name__}: {error}"
     return {**record, "seconds": time.perf_counter() - started}
+
+
+def _constancy(results: Results) -> pd.DataFrame:
+    """Tests that functions of an index are constant, one row each.
+
+    Raises
+    ------
+    ArgumentError
+        If they cannot be tested.
+    """
+    found = cast(TestsFunctions, results).test_varying(method="asymptotic")
+    if isinstance(found, InvalidTest):
+        raise ArgumentError(f"no test that functions are constant ({found.reason}); give extract= what to keep instead")
+    return found
 
 
 def _plain(values: pd.Series) -> list[Any]:

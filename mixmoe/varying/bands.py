@@ -121,6 +121,9 @@ ONE_SE = 1.0  # of the difference in held-out log-likelihood within which a wide
 # 1996, table 3.2), beside their rates n^(-1/7) and n^(-1/5). The curvatures on which they depend are not estimated.
 SLOPES = 2.275 / 1.719
 NEAR = 0.5  # of a bandwidth from the grid point before to the one after: their windows share three quarters
+# Relative standard error of the information behind a level from which on its standard error is a number without meaning
+# and not given: what rows of a mixture say of an expert alone may be next to nothing, as where experts coincide.
+NOISY = 3.0
 LEAST_DF = 2.0  # of a variance with a band: with fewer its most probable estimate is zero
 
 
@@ -141,6 +144,8 @@ class LevelProcess:
     fits : LevelFits
         The maxima behind the levels, of coefficients around the means of the covariates.
     derivative : {0, 1}
+    noise : ndarray, shape (G, L)
+        Relative standard error of the information behind each level, see `mixmoe.varying.sandwich`.
     """
 
     levels: Array
@@ -149,7 +154,8 @@ class LevelProcess:
     bandwidth: float
     df: Array
     fits: "LevelFits"
-    derivative: int = 0
+    derivative: int
+    noise: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,17 +259,20 @@ def level_process(
     df[:, inner.const] = np.inf  # constants rest on all rows
     if bias == "rbc" and inner.slots.n_experts > 1:
         shaped = without_spikes(shaped, inner.windows)
-    process = LevelProcess(fits.values(derivative), shaped, degree, fits.local.windows.bandwidth, df, fits, derivative)
+    values, bandwidth = fits.values(derivative), fits.local.windows.bandwidth
+    process = LevelProcess(values, shaped, degree, bandwidth, df, fits, derivative, inf.noise)
     turn = centring.matrix(inner.slots)
     if (turn == np.eye(len(turn))).all():
         return process
     # Back from coefficients around the means of the covariates to those that were asked for.
-    levels, df = np.empty_like(process.levels), np.empty_like(process.df)
+    levels, df, noise = (np.empty_like(a) for a in (process.levels, process.df, process.noise))
     for a, row in enumerate(turn):
         parts = np.flatnonzero(row)
         levels[:, a] = process.levels[:, parts] @ row[parts]
         df[:, a] = satterthwaite_of_sum(row[parts], process, parts)
-    return replace(process, levels=levels, covariance=turned_covariance(process.covariance, turn), df=df)
+        noise[:, a] = process.noise[:, parts].max(axis=1)
+    turned = turned_covariance(process.covariance, turn)
+    return replace(process, levels=levels, covariance=turned, df=df, noise=noise)
 
 
 def without_spikes(covariance: Array, windows: Windows) -> Array:

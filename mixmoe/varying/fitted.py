@@ -26,7 +26,7 @@ from mixmoe.inference.uncertainty import CovType, ParamCov, checked_cov_type, wi
 from mixmoe.mixture.estimate import Block, EMFit, Flag, Parameter, ParamLayout, Starts
 from mixmoe.output.records import told_apart
 from mixmoe.responses.zero_inflated import ZeroInflated, shown_dispersion, shown_slope
-from mixmoe.varying.bands import level_process
+from mixmoe.varying.bands import NOISY, level_process
 from mixmoe.varying.em_steps import Natural, own_natural, posterior
 from mixmoe.varying.identifiability import find_flags, infinite_gate, n_clusters, separation_flag
 from mixmoe.varying.joint_em import REFIT, Control, Run, draw_responses, run_around_means, shape_of, with_cluster_draw
@@ -429,19 +429,27 @@ def point_covariance(
     """
     const, vary = np.flatnonzero(problem.const), np.flatnonzero(~problem.const)
     if problem.gate_windows is not problem.windows:
-        covariance = level_process(problem, coef, "none", clusters, correction).covariance
-        return _select(covariance, problem, const, vary, points)
+        process = level_process(problem, coef, "none", clusters, correction)
+        return _select(_seen(process.covariance, process.noise), problem, const, vary, points)
     inner, centring = centred(problem)
     start, whole = centring.inwards(inner.slots, coef), len(const) > 0
     local = build_local(inner, 1, points=None if whole else points)
     found = maximise_bounded(local, local_start(local, start if whole else start[points]))
     fit, held = found.fit, found.held(inner.slots)
     power = small_sample_power(correction, clusters, problem.slots.n_experts)
-    matrix = level_covariance(influence(local, fit.coef, power, (), clusters, held), clusters, correction).matrix
+    inf = influence(local, fit.coef, power, (), clusters, held)
+    matrix = level_covariance(inf, clusters, correction).matrix
     matrix = matrix + added_covariance(inner, lambda k: influence(local, fit.coef, 0.0, held=held, added=k))
     shape = (len(fit.coef), inner.slots.n)
     covariance = turned_covariance(matrix.reshape(*shape, *shape), centring.matrix(inner.slots))
-    return _select(covariance, problem, const, vary, points if whole else np.arange(len(points)))
+    return _select(_seen(covariance, inf.noise), problem, const, vary, points if whole else np.arange(len(points)))
+
+
+def _seen(covariance: Array, noise: Array) -> Array:
+    """Covariance (G, L, G, L) with NaN where the information behind a level is noise, see `NOISY`."""
+    out, unknown = covariance.copy(), noise > NOISY
+    out[unknown], out[:, :, unknown] = np.nan, np.nan
+    return out
 
 
 def _select(covariance: Array, problem: Problem, const: IntArray, vary: IntArray, rows: IntArray) -> Array:

@@ -24,6 +24,7 @@ from mixmoe.varying.bands import (
     BIASES,
     DRAWS,
     METHODS,
+    NOISY,
     LevelProcess,
     Target,
     asymptotic_critical,
@@ -45,6 +46,7 @@ BEYOND_LIMITS = "outside limits"  # the estimate lies in its band, but outside i
 OUTSIDE = "outside"  # the estimate lies outside its own band, whose correction for bias moves the function so far
 AT_LIMIT = "limit"  # the dispersion runs to its limit: no standard error; limits, if any, from its likelihood
 THIN = "thin"  # no band: fewer than 2 degrees of freedom for the standard error
+UNSTEADY = "unsteady"  # no band: the information about an expert alone is noise, as where experts coincide
 LOST = "no maximum"  # no band: the local fit behind it has no maximum near the fit
 AT_COVARIATES = ("probabilities", "experts", "mean")
 DERIVATIVES_OF = ("coefficients", "differences")
@@ -193,6 +195,11 @@ def band_frame(
         "band_low": bands.centre - wide[0],
         "band_high": bands.centre + wide[1],
     }
+    # The mean of the mixture is known where its experts cannot be told apart.
+    apart = request.of != "mean" and request.method != "bootstrap"
+    noisy = ((target.jacobian != 0.0) & (process.noise > NOISY)[:, None, :]).any(axis=2)
+    unsteady = noisy & np.isfinite(bands.se) & apart
+    values = {name: np.where(unsteady & (name in _LIMITS), np.nan, value) for name, value in values.items()}
     limits = np.zeros(target.values.shape, dtype=bool)
     if request.of == "coefficients" and not request.derivative:
         dispersions = np.flatnonzero([block == "residual" for block in asked.labels.block])
@@ -216,7 +223,8 @@ def band_frame(
     if request.of in ("experts", "mean"):
         values = _on_link_scale(values, problem.family, asked.trials)
     low, high, estimate = (values[name] for name in ("band_low", "band_high", "estimate"))
-    marks = np.where(limits, AT_LIMIT, np.where(np.isnan(low), np.where(bands.thin, THIN, LOST), ""))
+    without = np.where(bands.thin, THIN, np.where(unsteady, UNSTEADY, LOST))
+    marks = np.where(limits, AT_LIMIT, np.where(np.isnan(low), without, ""))
     # Beyond the band is the stronger word, so that it comes last.
     beyond = (estimate < values["conf_low"]) | (estimate > values["conf_high"])
     marks = np.where(beyond & (marks == ""), BEYOND_LIMITS, marks)

@@ -24,10 +24,12 @@ from mixmoe.varying.function_frames import (
     LOST,
     OUTSIDE,
     THIN,
+    UNSTEADY,
     BandRequest,
     function_frame,
     profile_values,
 )
+from mixmoe.varying.glr import untested
 from mixmoe.varying.identifiability import WANTS_WIDER, WIDE
 from mixmoe.varying.joint_em import shape_of
 from mixmoe.varying.setup import checked_numbers
@@ -218,7 +220,7 @@ def places(model: FittedVCMoE, at: Any) -> Places:
 def function_tables(
     model: FittedVCMoE,
     bands: pd.DataFrame | None,
-    p_values: Mapping[str, float] | None,
+    tests: pd.DataFrame | None,
     flags: Sequence[Flag],
     alpha: float,
     at: Any = None,
@@ -236,6 +238,7 @@ def function_tables(
     ]
     if max(map(len, labels)) + sum(len(head) + GAP for head in heads) > WIDTH:
         of, heads = f"at values of {index}", shown.shown  # the name once, so that a table is not cut
+    p_values = None if tests is None else {str(name): float(p) for name, p in tests["p_value"].items()}
     tables = [_ranges(model, bands, p_values)]
     for c in range(1, model.problem.slots.n_experts + 1):
         part = bands[(bands["expert"] == c) & bands["block"].isin(["expert", "residual"])]
@@ -246,7 +249,7 @@ def function_tables(
     varying = [name for name in _infinite_names(model) if name in set(bands["coefficient"])]
     infinite = _infinite_note(varying, f"{INFINITE_MARK} ")
     *others, last = [table for table in tables if table.index]
-    about = _about_functions(index, alpha, p_values is not None, _own_bandwidth(model, bands))
+    about = _about_functions(index, alpha, None if tests is not None else untested(model), _own_bandwidth(model, bands))
     marks, remarks = [Remark(note) for note in infinite], band_remarks(model, bands, flags)
     below = [about, *marks, *remarks]
     told, printed = tuple(r.message for r in below), tuple(r.note for r in below)
@@ -266,7 +269,9 @@ def _ranges(model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, floa
         names.append(str(name))
         cells.append((f"{show(estimate.min())}{mark}", f"{show(estimate.max())}{mark}", *test))
     tested = p_values is not None
-    if p_values is not None and "all" in p_values:  # many small changes may say together what none says alone
+    if (
+        p_values is not None and "all" in p_values and len(p_values) > 2
+    ):  # many small changes may say together what none says alone
         names.append("all")
         cells.append((None, None, p_values["all"]))
     return Table(
@@ -285,17 +290,17 @@ def _own_bandwidth(model: FittedVCMoE, bands: pd.DataFrame) -> str:
     return "" if np.isclose(own, fitted) else f" at bandwidth {own:.4g}"
 
 
-def _about_functions(index: str, alpha: float, tested: bool, at: str) -> Remark:
-    """What the columns and the lines of limits in the tables of functions are."""
-    test = "P const.: asymptotic GLR test that the function is constant"
-    untested = (
-        "There is no test that a function is constant: rows of a cluster are not independent, which its null "
-        "distribution needs; a constant is ruled out where no horizontal line fits into the band."
+def _about_functions(index: str, alpha: float, why_not: Remark | None, at: str) -> Remark:
+    """What the columns and the lines of limits in the tables of functions are, and why there are no tests, if so."""
+    test = Remark(
+        "P const.: asymptotic GLR test that the function is constant",
+        "test_varying() has the bootstrap, which assumes less.",
     )
+    tests = why_not or test
     return Remark(
         f"Lower, upper: {100 * (1.0 - alpha):g} % simultaneous bands over the whole range of {index}, robust bias "
-        f"correction{at}. {test if tested else untested}",
-        "test_varying() has the bootstrap, which assumes less." if tested else "",
+        f"correction{at}. {tests.fact}",
+        tests.remedy,
     )
 
 
@@ -310,6 +315,7 @@ def band_remarks(model: FittedVCMoE, bands: pd.DataFrame, flags: Sequence[Flag])
     wanting = bool(bands["mark"].isin([LOST, THIN]).any()) or any(flag.code in WANTS_WIDER for flag in flags)
     found = (
         lost_bands(bands, wide),
+        unsteady_bands(bands),
         thin_bands(bands, wide, windows.period > 0.0),
         limited_bands(bands),
         wide_bands(windows.bandwidth, wanting) if wide else None,
@@ -327,6 +333,18 @@ def lost_bands(bands: pd.DataFrame, wide: bool = False) -> Remark | None:
         f"There are no bands {where}: the local fit behind them (local-quadratic by default) has no maximum near the "
         "fit there",
         f"use {'' if wide else 'a larger bandwidth or '}fewer experts, or bias='none', whose bands leave out the bias.",
+    )
+
+
+def unsteady_bands(bands: pd.DataFrame) -> Remark | None:
+    """In words: for which functions the information is noise; None if for none."""
+    where = _marked(bands, UNSTEADY)
+    if where is None:
+        return None
+    return Remark(
+        f"There are no bands {where}: the information about an expert alone is less certain than it is large, as where "
+        "experts coincide",
+        "bands('mean') has bands there, and bands(method='bootstrap') those of refitted data.",
     )
 
 
@@ -462,9 +480,10 @@ def drawn_bands(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) 
         given = dict(options if of in AT_COVARIATES else without)
         rng = given.pop("rng", None)
         frames[of] = results._bands(BandRequest(of, **given).checked(), rng)
-    gaps = lost_bands(pd.concat(frames.values()))
-    if gaps is not None:
-        warn(gaps.message, ConvergenceWarning)  # once for the figure
+    shown = pd.concat(frames.values())
+    for gaps in (lost_bands(shown), unsteady_bands(shown)):
+        if gaps is not None:
+            warn(gaps.message, ConvergenceWarning)  # once for the figure
     return frames
 
 
@@ -479,7 +498,11 @@ def curves(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) -> tu
     index = results.model.design.names.index
     x, y, se = (table[c].to_numpy() for c in ("bandwidth", "criterion", "std_error"))
     label = "span" if results.span else f"{kind.replace('_', ' ')} ({index})"
-    return (Curve("", "", x, y, y - se, y + se, xlabel=label, ylabel="held-out log-likelihood per row"),)
+    chosen, ends = float(getattr(results, "span" if results.span else kind)), np.array([(y - se).min(), (y + se).max()])
+    return (
+        Curve("", "", x, y, y - se, y + se, xlabel=label, ylabel="held-out log-likelihood per row"),
+        Curve("", f"used: {chosen:.4g}", np.full(2, chosen), ends, shade=2),
+    )
 
 
 def band_curves(

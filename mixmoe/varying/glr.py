@@ -9,7 +9,7 @@ Fan, J., Zhang, C. and Zhang, J. (2001). Generalized likelihood ratio statistics
 depend on the grid.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.cells import infinite_words
 from mixmoe.inference.wald import InvalidTest, printed_lines
+from mixmoe.mixture.estimate import Remark
 from mixmoe.mixture.resampling import run_all
 from mixmoe.numerics.optimise import progress_bar
 from mixmoe.responses.exponential import is_normal
@@ -120,6 +121,7 @@ class GLRRequest:
         return {"asymptotic": 0, "calibrated": max(19, self.n_boot // 4)}.get(self.method, self.n_boot)
 
 
+MOST_TESTED = 20_000  # rows of a fit whose summary tests every function, each with a fit of its own
 SETTLED = Control(gain=1e-9)  # of null fits: a statistic does not change where functions run off without effect
 
 
@@ -133,6 +135,21 @@ def refused(model: FittedVCMoE) -> InvalidTest | None:
         "where clusters are few, have them as a term, const(group), instead of cluster=; a MEMoE with re: models the "
         "dependence, but its experts hold whole clusters, not rows"
     )
+
+
+def untested(model: FittedVCMoE) -> Remark | None:
+    """Why a summary makes no tests of constancy, None if it does."""
+    if refused(model) is not None:
+        return Remark(
+            "There is no test that a function is constant: rows of a cluster are not independent, which its null "
+            "distribution needs; a constant is ruled out where no horizontal line fits into the band."
+        )
+    if model.nobs > MOST_TESTED:
+        return Remark(
+            f"P const. is left out with more than {MOST_TESTED} rows, as each function takes a fit of its own",
+            "test_varying(method='asymptotic') has the tests, and the next summary shows them.",
+        )
+    return None
 
 
 def tested(
@@ -170,12 +187,11 @@ def test_table(model: FittedVCMoE, names: Sequence[str], request: GLRRequest, rn
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("coefficient")
 
 
-def asymptotic_p_values(model: FittedVCMoE, progress: bool | None = None) -> Mapping[str, float]:
-    """P-values of constancy by name of the function, each on its own, and ``"all"`` of all together."""
+def asymptotic_tests(model: FittedVCMoE, progress: bool | None = None) -> pd.DataFrame:
+    """Asymptotic tests of constancy of each function on its own, and in the row ``"all"`` of all together."""
     names, request = varying_names(model), GLRRequest("asymptotic", progress=progress)
     names = [*names, "all"] if len(names) > 1 else names
-    table = test_table(model, names, request, np.random.default_rng(0)) if names else pd.DataFrame({"p_value": []})
-    return {str(name): float(p) for name, p in table["p_value"].items()}
+    return test_table(model, names, request, np.random.default_rng(0)) if names else pd.DataFrame({"p_value": []})
 
 
 def varying_names(model: FittedVCMoE) -> list[str]:

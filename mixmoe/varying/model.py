@@ -450,8 +450,8 @@ class VCMoE:
             Random starts of each kind (constant and linear mixtures); 10 by default. Of very many rows they are
             compared on 50,000, evenly along the index.
         start : VCMoEResults, optional
-            Warm start from a fit with the same columns and experts; or a fit with one expert fewer, whose experts
-            are split. Without random starts.
+            Warm start from a fit with the same columns and experts, whose numbers these keep; or a fit with one expert
+            fewer, whose experts are split. Without random starts.
         max_iter : int
         tol : float
             Converged when no function changes by more than this, relative to its scale, in one EM step.
@@ -466,7 +466,7 @@ class VCMoE:
         Returns
         -------
         VCMoEResults
-            Experts are ordered by their mean gate probability, largest first.
+            Experts are ordered by their mean gate probability, largest first, or as in `start`.
 
         Warns
         -----

@@ -26,7 +26,7 @@ from mixmoe.varying.em_steps import posterior
 from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
 from mixmoe.varying.function_frames import BandRequest, band_frame, function_frame
 from mixmoe.varying.glr import METHODS as NULL_LAWS
-from mixmoe.varying.glr import GLRRequest, GLRTest, asymptotic_p_values, refused, tested
+from mixmoe.varying.glr import GLRRequest, GLRTest, asymptotic_tests, tested, untested
 from mixmoe.varying.leave_one_out import effective_df, fitness
 from mixmoe.varying.likelihood_limits import ThetaProfile, theta_profile
 from mixmoe.varying.prediction import predicted, prediction_rows, response_places
@@ -90,7 +90,7 @@ class VCMoEResults(MoEResults):
             self._ratios = ("expert", "gate")
         self._processes: dict[tuple[str, int], LevelProcess] = {}
         self._thetas: dict[str, ThetaProfile | None] = {}
-        self._p_values: Mapping[str, float] | None = None
+        self._tests: pd.DataFrame | None = None  # of constancy, asymptotic
 
     def functions(self, u: Any = None) -> pd.DataFrame:
         """The coefficient functions as a tidy frame.
@@ -164,10 +164,12 @@ class VCMoEResults(MoEResults):
 
             ``mark`` says what a value lacks: ``"thin"``, no band because too few rows carry the standard error (fewer
             than 2 degrees of freedom, as at the thin ends of an index); ``"no maximum"``, no band because a local
-            likelihood has no maximum near the fit; ``"limit"``, a dispersion that runs to its limit, without standard
-            error; ``"outside"``, an estimate outside its own band; ``"outside limits"``, one in its band but outside
-            its pointwise limits; else empty. ``attrs["bandwidth"]`` is the bandwidth at which the bands
-            are made (of a gate with its own: that of the experts).
+            likelihood has no maximum near the fit; ``"unsteady"``, no band because the information about an expert
+            alone is noise (its relative standard error is above 3), as where experts coincide; ``"limit"``, a
+            dispersion that runs to its limit, without standard error; ``"outside"``, an estimate outside its own band;
+            ``"outside limits"``, one in its band but outside its pointwise limits; else empty.
+            ``attrs["bandwidth"]`` is the bandwidth at which the bands are made (of a gate with its own: that of the
+            experts).
 
         Warns
         -----
@@ -225,7 +227,10 @@ class VCMoEResults(MoEResults):
         checked_choice(method, "method", NULL_LAWS)
         checked_count(n_boot, "n_boot", least=19)
         request = GLRRequest(method, n_boot, checked_jobs(n_jobs), progress)
-        return tested(self.model, which, request, checked_rng(rng))
+        found = tested(self.model, which, request, checked_rng(rng))
+        if method == "asymptotic" and isinstance(found, pd.DataFrame):
+            self._tests = found  # the next summary shows them
+        return found
 
     def predict(
         self,
@@ -321,19 +326,20 @@ class VCMoEResults(MoEResults):
         -------
         tuple of Table
             Of each function: its range, the p-value of the asymptotic GLR test that it is constant (not with clustered
-            rows), and values with bands.
+            rows, and with more than 20,000 rows only after ``test_varying(method="asymptotic")``, since each test takes
+            a fit of its own), and values with bands.
         """
         alpha = checked_alpha(alpha)
         frame = (
             None if self.model.problem.const.all() else self._bands(BandRequest(alpha=alpha, progress=progress), SEED)
         )
-        if self._p_values is None and refused(self.model) is None:
-            self._p_values = asymptotic_p_values(self.model, progress)
+        if self._tests is None and untested(self.model) is None:
+            self._tests = asymptotic_tests(self.model, progress)
         constants = function_tables.constant_tables(self.model, self.to_frame(alpha), alpha)
         return (
             header_table(function_tables.facts(self)),
             *constants,
-            *function_tables.function_tables(self.model, frame, self._p_values, self.flags, alpha, at),
+            *function_tables.function_tables(self.model, frame, self._tests, self.flags, alpha, at),
         )
 
     def summary(self, alpha: float = 0.05, at: Any = None, *, progress: bool | None = None) -> Summary:

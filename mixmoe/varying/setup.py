@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array, IntArray
 from mixmoe.arguments import checked_count, checked_positive
 from mixmoe.design.beside import check_clusters
-from mixmoe.design.checks import check_sizes
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula, parse_formula
-from mixmoe.design.frame import shown
+from mixmoe.design.frame import check_sizes, shown
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.responses.distribution import ETA_LIMIT, MOST_COUNTS, OFFSETS, Family, Observed, Outcome, check_maximum
 from mixmoe.varying.identifiability import constants_fault

@@ -88,7 +88,7 @@ class From:
 def maximise(
     problem: Problem, control: Control, rng: np.random.Generator, start: From, estimate: str = "shrunken"
 ) -> Run:
-    """The best of EM runs, with the functions that are reported, experts in the reported order.
+    """The best of EM runs, with the functions that are reported, experts in the reported order or that of the start.
 
     Parameters
     ----------
@@ -113,7 +113,10 @@ def maximise(
     if start.random:
         runs.append(fit_functions(inner, control, rng))
     run = best_run(runs) if len(runs) > 1 else runs[0]
-    run = _ordered(inner, with_reported(inner, _ordered(inner, run), estimate))
+    # Experts that were numbered before keep their numbers, or two bandwidths could not be compared.
+    numbered = start.same is not None and len(runs) == 1
+    run = with_reported(inner, run if numbered else _ordered(inner, run), estimate)
+    run = run if numbered else _ordered(inner, run)
     return replace(run, coef=centring.outwards(inner.slots, run.coef), loglik=loglik_at(inner, run.coef))
 
 

@@ -12,7 +12,8 @@ from statsmodels.tsa.statespace.structural import UnobservedComponents
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.mixed.error_structure import ErrorOptions
-from mixmoe.mixed.likelihood.observed import observed_information, subject_scores
+from mixmoe.mixed.likelihood.hessian import observed_information
+from mixmoe.mixed.likelihood.observed import subject_scores
 from mixmoe.mixed.parameters import permute_reported
 from tests import dense
 

@@ -9,14 +9,9 @@ import pytest
 from mixmoe.mixed.likelihood import modes
 from mixmoe.mixed.likelihood.gaussian import experts_of_products
 from mixmoe.mixed.likelihood.glmm import build_nodes
+from mixmoe.mixed.likelihood.hessian import observed_information
 from mixmoe.mixed.likelihood.modes import Predictor, evaluate_at, find_modes
-from mixmoe.mixed.likelihood.observed import (
-    Problem,
-    evaluate,
-    observed_information,
-    subject_logliks,
-    subject_scores,
-)
+from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_logliks, subject_scores
 from mixmoe.mixed.parameters import Structure, free_to_working
 from mixmoe.responses.distribution import Outcome
 from mixmoe.responses.exponential import family_named

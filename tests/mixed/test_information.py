@@ -12,10 +12,12 @@ import mixmoe as mm
 from mixmoe.errors import ArgumentError, BoundaryWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed import estimation as bootstrap
+from mixmoe.mixed import information
 from mixmoe.mixed.ascents import permute
-from mixmoe.mixed.boundary import Basis, invert_information
+from mixmoe.mixed.boundary import Basis, find_boundary, invert_information
 from mixmoe.mixed.estimation import Resample, resampled
-from mixmoe.mixed.likelihood.observed import observed_information, subject_scores
+from mixmoe.mixed.likelihood.hessian import observed_information
+from mixmoe.mixed.likelihood.observed import subject_scores
 from mixmoe.mixed.parameters import free_to_reported_jacobian
 from tests import dense
 from tests.fits import carried
@@ -59,6 +61,24 @@ def test_robust_is_the_sandwich_over_subjects(fit, brute):
     plain = fit.with_cov("robust", correction=False)
     assert_close(plain.cov_params(), inverse @ (scores.T @ scores) @ inverse)
     assert fit.bse.to_numpy() == pytest.approx(np.sqrt(np.diag(fit.cov.matrix)))
+
+
+def test_what_is_known_at_a_fit_is_worked_out_once_and_not_taken_for_that_of_another(fit, monkeypatch):
+    fit.with_cov("nonrobust")
+    calls = []
+
+    def counted(problem, coordinates, theta):
+        calls.append(theta)
+        return find_boundary(problem, coordinates, theta)
+
+    monkeypatch.setattr(information, "find_boundary", counted)
+    robust = fit.with_cov("robust")
+    fit.with_cov("nonrobust")
+    fit.profile("expert1.time")
+    assert not calls
+    turned = fit.relabel([2, 1])
+    np.testing.assert_allclose(turned.with_cov("robust").bse["expert2.time"], robust.bse["expert1.time"], rtol=1e-7)
+    assert len(calls) == 1
 
 
 def test_default_scores_are_corrected_for_leverage(fit):

@@ -8,7 +8,8 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import mixmoe as mm
-from mixmoe.mixed.likelihood.observed import evaluate, observed_information, subject_logliks, subject_scores
+from mixmoe.mixed.likelihood.hessian import observed_information
+from mixmoe.mixed.likelihood.observed import evaluate, subject_logliks, subject_scores
 from mixmoe.numerics.linalg import logsumexp
 from tests import dense
 

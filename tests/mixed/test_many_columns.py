@@ -13,17 +13,13 @@ from mixmoe.errors import MixmoeWarning
 from mixmoe.inference.small_samples import corrected_by_factors, corrected_scores, leverage
 from mixmoe.mixed.insertion import gains_little
 from mixmoe.mixed.likelihood import columns
-from mixmoe.mixed.likelihood.observed import (
-    evaluate,
-    observed_information,
-    predictor_information,
-    subject_scores,
-    summed_squares,
-    unit_information,
-)
+from mixmoe.mixed.likelihood.hessian import observed_information, predictor_information, unit_information
+from mixmoe.mixed.likelihood.observed import evaluate, subject_scores, summed_squares
 from mixmoe.mixed.parameters import free_to_working
+from mixmoe.mixed.starting_values import fit_one_expert
 from mixmoe.numerics.linalg import cholesky_of_one, derivative_along, floored_inverse, slope
 from mixmoe.numerics.optimise import Control, Evaluation, bfgs_update, climb, inverse_information
+from tests.benchmarks.columns import levels as two_groups
 from tests.fits import carried
 
 EXACT = 1e-12  # relative; complex steps on both sides
@@ -315,3 +311,13 @@ def test_derivative_of_a_cholesky_factor():
     exact = slope(lambda h: cholesky_of_one(A + h * B), analytic=True)
     numeric = slope(lambda h: cholesky_of_one(A + h * B), analytic=False)
     np.testing.assert_allclose(exact, numeric, atol=1e-7)
+
+
+def test_random_cuts_see_what_subjects_are_as_a_whole():
+    """Of two groups far apart beside a factor of many levels; a direction among 80 has a correlation of .09."""
+    data = two_groups(80, 200)
+    model = mm.MEMoE("y ~ C(g) | re: (1 | id)", data, 2)
+    features = fit_one_expert(model.problem, Control(max_iter=80, tol=1e-4)).features
+    group = (data.groupby("id")["y"].mean() > 0).to_numpy()
+    cuts = features @ np.random.default_rng(0).normal(size=(features.shape[1], 300))
+    assert np.abs(np.corrcoef(cuts.T, group)[-1, :-1]).mean() > 0.25

@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, MixmoeWarning
-from mixmoe.mixture.mixture_law import MixtureLaw
+from mixmoe.output.predictions import MixtureLaw
 from tests import dense
 from tests.fits import carried
 

@@ -524,7 +524,7 @@ def test_selection_and_files(data, fit, tmp_path):
 def test_command_line(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data[["id", "time", "x1", "z1", "y", "pain"]].to_csv("data.csv", index=False)
-    fit = ["fit", "data.csv", "y ~ time | gate: z1 | re: (1 | id)", "--option", "family=ordinal", "--starts", "4"]
+    fit = ["fit", "data.csv", "y ~ time | gate: z1 | re: (1 | id)", "--family", "ordinal", "--starts", "4"]
     assert main([*fit, "--rng", "0", "--save", "f.mixmoe", "--plot", "p.png", "--plot-kind", "categories"]) == 0
     assert "expert 2: cut(3|4)" in capsys.readouterr().out
     assert (

@@ -9,7 +9,8 @@ import mixmoe as mm
 from mixmoe import MEMoE
 from mixmoe.errors import ArgumentError, AssumptionWarning, DesignError
 from mixmoe.inference.wald import InvalidTest
-from mixmoe.mixed.likelihood.observed import observed_information, subject_scores, unit_information
+from mixmoe.mixed.likelihood.hessian import observed_information, unit_information
+from mixmoe.mixed.likelihood.observed import subject_scores
 
 MIXTURE = "y ~ t + x | gate: z | re: (1 + t | id)"
 ONE = "y ~ t + x | re: (1 + t | id)"

@@ -19,7 +19,8 @@ from mixmoe.errors import ArgumentError, MixmoeWarning
 from mixmoe.inference.cells import described
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed.end_points import newton_polish
-from mixmoe.mixed.likelihood.observed import evaluate, observed_information
+from mixmoe.mixed.likelihood.hessian import observed_information
+from mixmoe.mixed.likelihood.observed import evaluate
 from mixmoe.mixture.estimate import better
 from mixmoe.mixture.gate import (
     JeffreysPenalty,
@@ -316,10 +317,14 @@ def test_cells_that_only_several_columns_tell_apart_are_not_named_by_one():
     data = pd.DataFrame({"y": n * 1.0, "g": np.array(list("abc"))[n % 3], "z": np.sin(n)})
     design = mm.MEMoE("y ~ z | gate: g + z", data, 2).design
     inside = data["z"] > np.array([0.0, 0.2, 0.5])[n % 3]
-    words = f"for {inside.sum()} of 40 rows with a combination of g, z"
+    low, high = data["z"][inside].min(), data["z"][inside].max()
+    words = f"for {inside.sum()} of 40 rows with a combination of g and z from {low:.4g} to {high:.4g}"
     assert described(design, inside.to_numpy(), ["g", "z"]) == words
     inside = (data["z"] > 0) & ((data["g"] == "a") | (data["z"] > 0.3) & (data["g"] == "b"))
-    words = f"for {inside.sum()} of 40 rows with a combination of g, z (g is one of a, b)"
+    low, high = data["z"][inside].min(), data["z"][inside].max()
+    words = (
+        f"for {inside.sum()} of 40 rows with a combination of g and z from {low:.4g} to {high:.4g} (g is one of a, b)"
+    )
     assert described(design, inside.to_numpy(), ["g", "z"]) == words
     assert described(design, (data["g"] == "a").to_numpy(), ["g", "z"]) == "where g = a"
 

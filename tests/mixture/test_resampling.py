@@ -1,5 +1,6 @@
 """Checkpoints and workers: locked, whole or refused, and nothing left behind by a run that was ended."""
 
+import importlib
 import json
 import os
 import signal
@@ -77,7 +78,13 @@ def test_bytes_that_are_no_text(path):
         Journal(path, "k", 0)
 
 
-@pytest.mark.parametrize("seed", [None, 3, {}, {"entropy": "x", "spawn_key": [], "spawned": 0}])
+SPAWNED = {"entropy": 0, "spawn_key": []}
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [None, 3, {}, SPAWNED | {"spawned": -1}, SPAWNED | {"spawned": 10**30}, SPAWNED | {"entropy": "x", "spawned": 0}],
+)
 def test_a_damaged_head(path, seed):
     head = json.loads(lines_of(path)[0]) | {"seed": seed}
     path.write_text(json.dumps(head) + "\n", encoding="utf-8")
@@ -96,12 +103,30 @@ def test_other_files_stay_as_they_are(tmp_path, content):
     assert other.read_bytes() == content
 
 
-@pytest.mark.parametrize("path", [Path("/dev/null"), "nowhere/at/all/j.jsonl", Path(__file__) / "j.jsonl"])
+@pytest.mark.parametrize("path", [Path("/dev/null"), "nowhere/j.jsonl", Path(__file__) / "j", 300 * "a", "a\0"])
 def test_files_that_cannot_keep_anything(path):
     with pytest.raises(
-        ArgumentError, match=r"must name a file that can be read again|cannot be written \(.*\); name a"
+        ArgumentError, match=r"must name a file that can|cannot be written \(.*\); name a|must be a path, or None"
     ):
         Journal(path, "k", 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as a full disk does")
+def test_where_the_disk_is_full_what_was_written_counts(path):
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    resource = importlib.import_module("resource")  # not on Windows
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(path, "k", 0) as journal:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) - 5, before[1]))
+        try:
+            with pytest.raises(ArgumentError, match=r"cannot be written on \(File too large\); what is in it counts"):
+                journal.run(CALLS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == whole[:-5]
+    with Journal(path, "k", 0) as journal:
+        assert journal.run(CALLS).values == VALUES
 
 
 FACTS = """

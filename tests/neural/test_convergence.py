@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from mixmoe.neural.estimators.last_layer import (  # noqa: E402
 )
 from mixmoe.neural.estimators.linearised import build_control  # noqa: E402
 from mixmoe.neural.estimators.mixed_model import profile  # noqa: E402
+from mixmoe.neural.estimators.mixed_slopes import factor_curvature  # noqa: E402
 from mixmoe.neural.estimators.training import ascend, near_enough  # noqa: E402
 from mixmoe.neural.network import initial_parameters  # noqa: E402
 
@@ -252,3 +254,39 @@ def test_an_ascent_keeps_to_its_evaluations_and_the_best_of_them():
 @pytest.mark.parametrize("epochs", [1, 20])
 def test_a_fit_has_no_more_epochs_than_were_given(words, epochs):
     assert len(quiet(f"y ~ t | re: ({words} | id)", epochs=epochs).trained.trace.train) <= epochs
+
+
+@pytest.mark.parametrize("prior", [0.0, 1.0])
+def test_the_curvature_of_a_covariance_is_that_of_dense_matrices(prior):
+    """Expected derivatives in ``D = L L'``, what sigma takes, and observed ones in what is quadratic in L."""
+    rng = np.random.default_rng(3)
+    ids = np.repeat(np.arange(7), [3, 4, 5, 4, 6, 3, 5])
+    data = pd.DataFrame({"x": rng.normal(size=len(ids)), "id": ids})
+    data["y"] = 1.0 + data["x"] * (1.0 + rng.normal(size=7)[ids]) + rng.normal(size=len(ids))
+    problem = replace(mm.NME("y ~ x | re: (last | id)", data, hidden=()).problem, cov="full", prior=prior)
+    state = start_last(problem, np.zeros(2))
+    state.entries[:] = torch.tensor([0.7, 0.4, 0.5], dtype=torch.float64)
+    m, factors = moments(problem, state.theta, state.plan), factors_of(problem, state.plan, state.entries)
+    fit = profile(m, factors)
+    found = factor_curvature(m, factors, fit).numpy()
+
+    L, sigma2, n = factors.own.numpy(), float(fit.sigma2), m.n
+    expected, of_sigma = np.zeros((4, 4)), np.zeros(4)
+    units = [E for a in range(2) for r in range(2) for E in [np.eye(2)[:, [a]] @ np.eye(2)[[r]]]]
+    V, X, y = [], [], []
+    for block in problem.train:
+        for i in range(len(block.persons)):
+            there = block.mask[i].numpy() > 0
+            H = np.column_stack([block.x[i].numpy()[there], np.ones(there.sum())])
+            X, y, V = [*X, H], [*y, block.y[i].numpy()[there]], [*V, np.eye(there.sum()) + H @ L @ L.T @ H.T]
+    inverse = [np.linalg.inv(v) for v in V]
+    W = np.zeros((2, 2)) if fit.spread is None else fit.spread.numpy()
+    for v, H, own in zip(inverse, X, y, strict=True):
+        moves = [H @ (E @ L.T + L @ E.T) @ H.T for E in units]
+        e = v @ (own - H @ fit.beta.numpy())
+        rest = v - np.outer(e, e) / sigma2 - v @ H @ W @ H.T @ v
+        of_sigma += [0.5 * np.trace(v @ d) for d in moves]
+        for j, k in product(range(4), range(4)):
+            twice = H @ units[j] @ units[k].T @ H.T
+            expected[j, k] += 0.5 * np.trace(v @ moves[j] @ v @ moves[k]) + np.trace(rest @ twice)
+    np.testing.assert_allclose(found, expected - 2.0 / n * np.outer(of_sigma, of_sigma), atol=1e-10)

@@ -12,6 +12,7 @@ from mixmoe.errors import ArgumentError, DesignError, FormulaError, MixmoeWarnin
 torch = pytest.importorskip("torch")
 
 from mixmoe.neural.crf import centred  # noqa: E402
+from mixmoe.neural.displays import architecture_table  # noqa: E402
 from mixmoe.neural.estimators.trained import total_loss  # noqa: E402
 from mixmoe.neural.person_predictions import chain_information, to_state  # noqa: E402
 
@@ -196,3 +197,15 @@ def test_fits_without_tests_say_why():
     for fit, message in cases:
         with pytest.raises(ArgumentError, match=message):
             fit.transition_tests()
+
+
+def test_an_error_of_the_integrals_that_matters_is_told(personal):
+    """Of criteria and ratios, twice the log-likelihood, it is twice as large."""
+    fine, rough = (
+        architecture_table("laplace", personal.problem, personal.trained, STATES, error) for error in (0.04, 0.31)
+    )
+    assert fine.notes == ()
+    assert rough.notes == (
+        "The log-likelihood is known to 0.3, criteria and likelihood ratios to 0.6: models that differ by less are not "
+        "told apart.",
+    )

@@ -12,7 +12,7 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, ConvergenceWarning
 from mixmoe.mixed import ascents
-from mixmoe.mixture import checkpoints
+from mixmoe.mixture import resampling
 
 pytest.importorskip("pyarrow")
 FORMULA = "y ~ time + x1 | gate: z1 | re: (1 | id)"
@@ -21,8 +21,8 @@ KILLED = """
 import os, signal, sys
 import mixmoe as mm
 from mixmoe.mixed import ascents
-from mixmoe.mixture import checkpoints
-checkpoints._EVERY = 0.0
+from mixmoe.mixture import resampling
+resampling._EVERY = 0.0
 evaluate, left = ascents.evaluate, [int(sys.argv[3])]
 def dying(problem, theta):
     left[0] -= 1
@@ -143,7 +143,7 @@ def test_rows_in_memory_functions_and_a_generator_are_continued_too(tmp_path, mo
     data["y"] += 2 * np.sin(data["time"])
     formula, options = "y ~ s(time, k=8) | re: (1 | id)", {"experts": 1, "checkpoint": tmp_path / "c"}
     known = mm.fit(formula, data, experts=1, rng=np.random.default_rng(3))
-    monkeypatch.setattr(checkpoints, "_EVERY", 0.0)
+    monkeypatch.setattr(resampling, "_EVERY", 0.0)
     for _ in range(2):
         found = mm.fit(formula, data, rng=np.random.default_rng(3), **options)
         np.testing.assert_array_equal(found.params, known.params)

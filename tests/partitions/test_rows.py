@@ -3,15 +3,19 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning
-from mixmoe.partitions import gathered
+from mixmoe.partitions import gathered, survey
 from tests.partitions.test_scan import same, written
 
 pytest.importorskip("pyarrow")
-pytestmark = [pytest.mark.filterwarnings(f"ignore::mixmoe.errors.{name}Warning") for name in ("Degeneracy", "Boundary")]
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::mixmoe.errors.{name}Warning")
+    for name in ("Degeneracy", "Boundary", "Collinearity")
+]
 
 
 def shuffled(preset, n_subjects):
@@ -20,7 +24,9 @@ def shuffled(preset, n_subjects):
     rng = np.random.default_rng(3)
     data["g"] = np.array(["low", "mid", "top"])[rng.integers(3, size=len(data))]
     data["w"], data["o"] = rng.uniform(0.5, 2.0, len(data)), 0.1 * rng.normal(size=len(data))
-    data["visit"], data["site"] = data.groupby("id").cumcount(), data["id"] % 9
+    grades = np.digitize(data["y"], data["y"].quantile([0.2, 0.6, 0.97]))
+    data["grade"] = pd.Categorical.from_codes(grades, ["low", "mid", "high", "top"], ordered=True)
+    data["one"], data["visit"], data["site"] = 3.0, data.groupby("id").cumcount(), data["id"] % 9
     data.loc[data.index[::41], "x1"] = np.nan
     return data.iloc[rng.permutation(len(data))].reset_index(drop=True)
 
@@ -45,6 +51,13 @@ ALONE = "y ~ scale(x1) * C(g) + bs(time, df=4) | re: (1 | id)"
         ("moderate", ALONE, {"errors": "car1", "time": "time", "errors_dist": "t", "errors_df": 5}, 7),
         ("unbalanced", "y ~ time + x1 | re: (0 | id)", {"errors": "bm", "time": "time", "offset": "o"}, 3),
         ("moderate", "y ~ time | re: (1 | id)", {"errors": "ar1", "time": "visit", "method": "reml"}, 2),
+        ("moderate", "y ~ x1 | re: (1 | id) | sigma: time + C(g) + one", {}, 9),  # one is superfluous
+        (
+            "moderate",
+            "grade ~ time + x1 | gate: z1 | re: (1 | id)",
+            {"experts": 2, "family": "ordinal", "residual": "common"},
+            5,
+        ),
     ],
 )
 def test_any_number_of_files_gives_the_fit_in_memory(tmp_path, monkeypatch, preset, formula, options, n_files):
@@ -110,6 +123,26 @@ def test_serial_errors_after_a_file(tmp_path):
     np.testing.assert_allclose(again.predict(data.iloc[:5], **at), known.predict(data.iloc[:5], **at), rtol=1e-6)
 
 
+def test_levels_that_a_sample_lacks_are_known_after_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(survey, "SAMPLE_ROWS", 1)  # one subject
+    data = shuffled("moderate", 40)
+    data["grade"] = data["grade"].cat.codes + 0.0  # whole numbers, with 3 in few rows
+    whole = [data["grade"] < 3, data["grade"] == 3]
+    for i, rows in enumerate(whole):
+        data[rows].astype({"grade": ["int64", "float64"][i]}).to_parquet(tmp_path / f"{i}.parquet", index=False)
+    options = {"family": "ordinal", "residual": "common"}
+    found = fitted("grade ~ time | re: (1 | id)", mm.scan(str(tmp_path / "*.parquet")), **options)
+    known = fitted("grade ~ time | re: (1 | id)", pd.concat([data[rows] for rows in whole]), **options)
+    same(found, known)
+    found.save(tmp_path / "fit.mixmoe")
+    again = mm.load(tmp_path / "fit.mixmoe")
+    assert len(set(again.model.design.sample.response)) < 4
+    np.testing.assert_allclose(again.predict(data.iloc[:9]), known.predict(data.iloc[:9]), rtol=1e-8)
+    data.assign(grade=1.0).to_parquet(tmp_path / "one", index=False)
+    with pytest.raises(DesignError, match=r"'grade' is 1\.0 in every row"):
+        fitted("grade ~ time | re: (1 | id)", mm.scan(str(tmp_path / "one")), **options)
+
+
 def test_dask_frames_give_the_same(counts, in_memory):
     frames = pytest.importorskip("dask.dataframe")
     same(fitted(GATED, frames.from_pandas(counts, npartitions=4, sort=False), family="poisson", experts=2), in_memory)
@@ -135,10 +168,6 @@ def test_what_rows_may_not_hold_is_refused_with_the_file(counts, tmp_path, monke
     halves = data.assign(time=data["time"] / 3)
     with pytest.raises(DesignError, match=r"errors='ar1' needs whole numbers.*rows counted in file"):
         fitted("y ~ x1 | re: (1 | id)", mm.scan(written(tmp_path, halves, 30)), errors="ar1", time="time")
-    with pytest.raises(ArgumentError, match="family='ordinal' needs the levels of all rows"):
-        fitted("y ~ x1 | re: (1 | id)", mm.scan(written(tmp_path, data, 30)), family="ordinal")
-    with pytest.raises(ArgumentError, match="'sigma:' is not there for partitioned data"):
-        fitted("y ~ x1 | re: (1 | id) | sigma: time", mm.scan(written(tmp_path, data, 30)))
     monkeypatch.setattr(gathered.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 100}))
     with pytest.raises(ArgumentError, match=r"temporary file, and .* TMPDIR"):
         fitted(GATED, mm.scan(written(tmp_path, counts, 30)), family="poisson")

@@ -1,5 +1,6 @@
 """Fits of Parquet files equal fits of the same rows in memory."""
 
+import re
 import warnings
 
 import numpy as np
@@ -293,8 +294,8 @@ def test_what_needs_all_rows_refuses(scanned, name):
         ("y ~ f(time) | re: (1 | id)", {"context": {"f": np.sin and (lambda x: x - x.mean())}}, "np.vectorize"),
         ("y ~ time | gate: z1", {}, "no section re:"),
         ("y ~ time | re: (1 | id)", {"errors": "car1"}, "errors='car1' needs time="),
-        ("y ~ time | re: (1 | id) | sigma: time", {}, "'sigma:' is not there for partitioned"),
-        ("y ~ time | re: (1 | id)", {"family": "ordinal"}, "needs the levels of all rows"),
+        ("y ~ time | re: (1 | id)", {"family": "ordinal"}, "family='ordinal' is for at most.*rows counted in"),
+        ("h ~ time | re: (1 | id)", {"family": "ordinal"}, "whose order is not known"),
         ("g ~ time | re: (1 | id)", {"family": "binomial"}, "response.*'g'"),
         ("y ~ time | re: (1 | id)", {"weights": np.ones(720)}, "name of a column"),
         ("y ~ time | re: (1 | id)", {"formula_engine": "patsy"}, "formula_engine='formulaic'"),
@@ -342,6 +343,39 @@ def test_errors_name_the_file(rows, tmp_path):
     assert f"{str(bad)!r} cannot be read as Parquet" in error()
     bad.write_text("a,b\n1,2\n")
     assert f"{str(bad)!r} cannot be read as Parquet" in error()
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+@pytest.mark.parametrize(
+    ("column", "what", "options"),
+    [
+        ("y", "the response 'y'", {}),
+        ("x1", "the term 'x1' of the expert part", {}),
+        ("time", "the term 'time' of re:", {}),
+        ("u", "weights='u'", {"weights": "u"}),
+        ("o", "offset='o'", {"offset": "o"}),
+    ],
+)
+def test_values_whose_products_cannot_be_computed(rows, tmp_path, monkeypatch, column, what, options, sampled):
+    """In the sample, where the row is known, and in rows of which sums alone are kept."""
+    some = rows.dropna().head(60)
+    wrong = some["id"].to_numpy() == some["id"].max()
+    if not sampled:
+        monkeypatch.setattr("mixmoe.partitions.survey.SAMPLE_SUBJECTS", 2)
+    data = some.assign(**{column: some[column].mask(wrong, 1e200)})
+    where = "y ~ x1 | re: (1 + time | id)"
+    place = ", in row .*" if sampled else ""
+    with pytest.raises(
+        DesignError, match=re.escape(what) + rf" has the largest value 1e\+200{place}; it must lie betwe"
+    ):
+        mm.fit(where, mm.scan(written(tmp_path, data, 3)), experts=1, **options)
+
+
+def test_cells_that_hold_lists(rows, tmp_path):
+    some = rows.head(60)
+    for formula in ("y ~ C(l) | re: (1 | id)", "y ~ l | re: (1 | id)", "y ~ x1 | gate: C(l) | re: (1 | id)"):
+        with pytest.raises(DesignError, match=r"column 'l' holds ndarray values, .* single values \(rows counted in"):
+            mm.fit(formula, mm.scan(written(tmp_path, some.assign(l=[[1, 2]] * 60), 2)), experts=2)
 
 
 def test_whole_and_other_numbers_may_be_mixed(rows, tmp_path):

@@ -1,6 +1,7 @@
 """One model for many responses: the same fits as one by one, adjusted p-values, failures, continuation, AnnData."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from statsmodels.stats.multitest import multipletests
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, FormulaError
+from mixmoe.selection import many_responses
 from mixmoe.selection.many_responses import holm
 
 FORMULA = "~ age | re: (1 | subject)"
@@ -55,6 +57,38 @@ def test_p_values_are_adjusted_over_responses_for_each_name(each):
 @pytest.mark.parametrize("p", [[0.3], [0.01, 0.02, 0.02, 0.9, 0.0], [0.5, 0.6, 0.9]])
 def test_holm_is_that_of_statsmodels(p):
     np.testing.assert_allclose(holm(np.array(p)), multipletests(p, method="holm")[1], rtol=1e-14)
+
+
+def test_tables_hold_each_response_with_its_estimate_or_those_with_the_smallest_p_values(each, monkeypatch):
+    slopes = each.only("expert1.age")
+    (table,) = [t for t in slopes.tables() if t.key == "expert1.age"]
+    row = each.to_frame().set_index(["name", "response"]).loc[("expert1.age", "half")]
+    shown = dict(zip(table.index, table.cells, strict=True))["half"]
+    np.testing.assert_allclose(shown, row[["estimate", "std_error", "p_value", "p_bh", "p_holm"]].astype(float))
+    assert "noise3" in slopes.to_latex()
+    assert "expert1.Intercept" not in str(slopes)
+    monkeypatch.setattr(many_responses, "_MOST_ROWS", 2)
+    (table,) = [t for t in slopes.tables() if t.key == "expert1.age"]
+    assert set(table.index) == {"distance", "half"}
+    assert "2 of 6 responses" in table.notes[0]
+    with pytest.raises(
+        ArgumentError, match=r"no response has a row 'age'; rows are 'expert1.Intercept', 'expert1.age'"
+    ):
+        each.only("age")
+
+
+def test_functions_of_an_index_are_tested_for_constancy(data):
+    given = mm.simulate.vcmoe("well_separated", n=120, rng=1).data
+    given["other"] = given["y"].sample(frac=1.0, random_state=0).to_numpy()
+    options = {"experts": 1, "bandwidth": 0.5, "rng": 0, "progress": False}
+    found = mm.fit_each(["y", "other"], "~ 1 | vary: u", given, **options)
+    alone = mm.fit("other ~ 1 | vary: u", given, **options).test_varying(method="asymptotic")
+    mine = found.to_frame().query("response == 'other'").set_index("name")
+    np.testing.assert_allclose(mine["p_value"].astype(float), alone["p_value"])
+    (table,) = [t for t in found.tables() if t.key == "expert1.Intercept"]
+    assert table.columns == ("Statistic", "df", "P", "P (BH)", "P (Holm)")
+    clustered = mm.fit_each(["y"], "~ 1 | vary: u", given.assign(c=given.index % 20), cluster="c", **options)
+    assert "estimate" in clustered.to_frame()
 
 
 def test_failures_are_rows_with_their_reason(each):
@@ -169,6 +203,10 @@ def test_genes_of_anndata_are_responses_with_size_factors_as_offset(cells):
     assert cells.uns["moe"].equals(found.to_frame())
     assert cells.var["moe.expert1.dose.estimate"]["up"] == pytest.approx(alone.params["expert1.dose"])
     assert cells.var["moe.converged"].all()
+    flagged = replace(found, fits=found.fits.assign(flags=["", "boundary, small_expert", ""]))
+    flagged.add_to(cells, "moe")
+    assert cells.var["moe.flags"].tolist() == ["", "boundary, small_expert", ""]
+    assert (cells.var["moe.reason"] == "").all()
 
 
 @pytest.mark.parametrize(

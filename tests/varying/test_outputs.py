@@ -91,7 +91,10 @@ def test_searches_survive_a_file(data, tmp_path):
     pd.testing.assert_frame_equal(back.selection, fit.selection)
     pd.testing.assert_frame_equal(back.gate_selection, fit.gate_selection)
     assert str(back.summary()) == str(fit.summary())
-    assert len(back.curves("bandwidth")) == 1
+    criterion, used = back.curves("bandwidth")
+    assert (used.x == back.bandwidth).all()
+    assert used.label == f"used: {back.bandwidth:.4g}"
+    assert used.y[0] <= criterion.lower.min() < criterion.upper.max() <= used.y[1]
 
 
 @pytest.mark.parametrize("name", ["y", "z1", "x1", "u", "id"])
@@ -321,7 +324,7 @@ def test_a_report_speaks_of_this_family(data, tmp_path):
     page = (tmp_path / "r.html").read_text()
     assert f"{fit.bandwidth:.4g} (cross-validated)" in page
     assert "each complete row is used" in page
-    assert "mm.select(dispersion=[...])" in page
+    assert "GRoLTS checklist" not in page  # of trajectories of subjects
     assert "cov_re" not in page
     assert "subjects contribute" not in page
 
@@ -341,3 +344,12 @@ def test_the_first_summary_says_how_far_it_is(data, capsys):
     silent = quick(FORMULA, data)
     silent.summary()  # no terminal
     assert not capsys.readouterr().err
+
+
+def test_experts_keep_the_numbers_of_the_start(data, fit):
+    """Another bandwidth, from a fit in which the larger expert is the second."""
+    turned = fit.relabel([2, 1])
+    again = quick(FORMULA, data, bandwidth=0.35, start=turned, starts=None)
+    means = [one.functions().groupby("coefficient")["estimate"].mean() for one in (turned, again, fit)]
+    near, far = ((means[1] - other).abs().filter(like="expert").max() for other in (means[0], means[2]))
+    assert near < 0.3 < far

@@ -10,10 +10,10 @@ from mixmoe.varying.bands import fit_levels, level_influence, level_process
 from mixmoe.varying.em_steps import Natural, own_natural
 from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.leave_one_out import response_nodes
-from mixmoe.varying.local_likelihood import build_local
-from mixmoe.varying.local_maximum import local_maxima
+from mixmoe.varying.local_likelihood import build_local, local_information, local_pieces, natural_terms
+from mixmoe.varying.local_maximum import at_points, local_maxima
 from mixmoe.varying.presets import vcmoe
-from mixmoe.varying.sandwich import influence, level_covariance, unit_influence
+from mixmoe.varying.sandwich import LEAST_OWN, influence, level_covariance, unit_influence
 from mixmoe.varying.windows import epanechnikov
 from tests.varying.helpers import make_problem
 
@@ -78,6 +78,31 @@ def test_covariance_is_the_sum_of_squared_influence_by_cluster():
     np.testing.assert_allclose(jackknife, got * 199 / 200, rtol=1e-12)
 
 
+def test_degrees_of_freedom_without_a_model_are_those_of_the_contributions():
+    problem, coef = fitted()
+    inf = influence(build_local(problem, 1), coef)
+    each = unit_influence(inf, slice(None))
+    want = 2.0 * (each**2).sum(axis=0) ** 2 / (each**4).sum(axis=0)
+    np.testing.assert_allclose(level_covariance(inf).df, want, rtol=1e-8)
+
+
+def test_a_gate_of_its_own_follows_constants_of_the_experts():
+    """Both directly and by the functions of the experts, which follow them too; by refits at moved constants."""
+    problem, coef = fitted(gate_bandwidth=0.5)
+    const = np.zeros(problem.slots.n, dtype=bool)
+    const[1] = True
+    problem, coef = replace(problem, const=const), coef.copy()
+    coef[:, 0, 1], coef[:, 1, 1] = coef[:, 0, 1].mean(), 0.0
+    got = level_influence(fit_levels(problem, coef, "none"), 0.0).coupling[:, problem.slots.gates, 0]
+    moves = []
+    for change in (-1e-4, 1e-4):
+        other = coef.copy()
+        other[:, 0, 1] += change
+        moves.append(fit_levels(problem, other, "none").values(0)[:, problem.slots.gates])
+    want = (moves[1] - moves[0]) / 2e-4
+    np.testing.assert_allclose(got, want, atol=INTERPOLATED * np.abs(want).max())
+
+
 @pytest.mark.parametrize("power", [0.5, 1.0, -1.0])
 def test_correction_is_the_power_of_the_factor(power):
     rng = np.random.default_rng(0)
@@ -92,6 +117,29 @@ def test_correction_is_the_power_of_the_factor(power):
         np.testing.assert_allclose(got @ got @ factor, np.broadcast_to(np.eye(3), factor.shape), atol=1e-9)
     else:
         np.testing.assert_allclose(got, np.linalg.inv(factor) if power == 1.0 else factor, atol=1e-9)
+
+
+def test_a_row_of_a_mixture_keeps_a_quarter_of_its_score():
+    """A row with nine tenths of the information in one direction counts four times there, not ten times."""
+    curvature, leverage = np.diag([0.9, 0.3])[None], np.eye(2)[None]
+    least = LEAST_OWN[False]
+    np.testing.assert_allclose(
+        leverage_power(curvature, leverage, 1.0, least)[0], np.diag([4.0, 1.0 / 0.7]), atol=1e-12
+    )
+
+
+def test_noise_of_the_information_is_that_of_second_differences_of_the_rows():
+    """In the direction in which a level moves, row by row, by differences of log densities."""
+    problem, coef = fitted()
+    local, g, step = build_local(problem, 1), 7, 1e-3
+    found = influence(local, coef)
+    block, terms = next(iter(local_pieces(at_points(local, np.array([g])), coef[[g]])))
+    inverse = np.linalg.inv(local_information(local, block, terms.information, terms.kernel)[0])
+    for slot in (0, 3, problem.slots.gates.start):
+        move = step * inverse[slot].reshape(1, *coef.shape[1:]) / np.abs(inverse[slot]).max()
+        density = [natural_terms(local, block, coef[[g]] + s * move).logdensity for s in (1.0, 0.0, -1.0)]
+        each = -terms.kernel * (density[0] - 2.0 * density[1] + density[2])
+        np.testing.assert_allclose(found.noise[g, slot], np.sqrt((each**2).sum()) / abs(each.sum()), rtol=1e-4)
 
 
 def one_poisson():

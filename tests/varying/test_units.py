@@ -9,6 +9,7 @@ import pytest
 from mixmoe.errors import ConvergenceWarning, DesignError
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.loading import load
+from mixmoe.varying import glr
 from mixmoe.varying.leave_one_out import fitness
 from mixmoe.varying.local_likelihood import (
     build_local,
@@ -155,6 +156,17 @@ def test_summary_of_clusters_says_why_there_is_no_test(clustered, plain):
     assert "P const." not in clustered.to_latex()
 
 
+def test_summaries_of_many_rows_show_the_tests_that_were_made(plain, monkeypatch):
+    monkeypatch.setattr(glr, "MOST_TESTED", plain.nobs - 1)
+    fit = plain.with_cov("robust")
+    text = " ".join(str(fit.summary()).split())
+    assert f"P const. is left out with more than {plain.nobs - 1} rows" in text
+    tests = fit.test_varying(method="asymptotic")
+    shown = str(fit.summary())
+    assert "is left out" not in shown
+    assert f"{tests['p_value'].iloc[0]:.3f}" in shown
+
+
 @pytest.mark.parametrize("method", ["multiplier", "asymptotic"])
 def test_differences_of_constants_have_normal_limits(data, method):
     fit = fitted(data, "y ~ z1 + const(z2) | gate: x1 | vary: u", cluster="id")
@@ -217,11 +229,11 @@ def test_missing_bands_are_said(recwarn):
     assert "nan" not in text
     # Log sigma is a line behind its own bands only; behind those of coefficients it is held constant in each window.
     assert "There are no bands at up to 3 of 15 grid points for sigma1, sigma2" in text
-    assert "there are none at up to 7 of 15 grid points for 6 functions" in text
+    assert "there are none at up to 6 of 15 grid points for 6 functions" in text
     assert "There are no bands" in fit.to_markdown()
     assert any("-" in row for table in fit.tables() for row in table.cells)
     with pytest.warns(ConvergenceWarning, match="There are no bands at up to 3 of 15 grid points"):
         frame = fit.bands(rng=0)
     assert set(frame.loc[frame["mark"] == "no maximum", "coefficient"]) == {"sigma1", "sigma2"}
     assert (frame["mark"] == "no maximum").sum() == 6
-    assert (frame["std_error"].isna() == frame["mark"].isin(["no maximum", "thin"])).all()
+    assert (frame["std_error"].isna() == frame["mark"].isin(["no maximum", "thin", "unsteady"])).all()

@@ -25,7 +25,7 @@ from mixmoe.mixed.likelihood.serial import factorise, integer_power
 from mixmoe.mixed.parameters import Params
 from mixmoe.mixed.prediction.trajectories import Disturbances, Estimate, disturbances, expert_means
 from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
-from mixmoe.mixture.mixture_law import MixtureLaw
+from mixmoe.output.predictions import MixtureLaw
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.design.design import Design, used_columns, weights_of
-from mixmoe.design.frame import places_of, shown
-from mixmoe.errors import DesignError
+from mixmoe.design.design import Design, weights_of
+from mixmoe.design.frame import places_of
 from mixmoe.families import Effects
 from mixmoe.inference.small_samples import Moments, degrees_of_freedom
 from mixmoe.inference.uncertainty import critical, probability_errors, probability_limits
@@ -25,8 +24,7 @@ from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.likelihood.serial import ErrorFactor, Filter, Visits, factorise
 from mixmoe.mixed.parameters import Coordinates, Params, ReportedVector, user_to_working
 from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
-from mixmoe.mixture.mixture_law import MixtureLaw
-from mixmoe.output.predictions import Interval, known_places, warn_strangers
+from mixmoe.output.predictions import Interval, MixtureLaw, known_places, warn_strangers
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,9 +390,6 @@ def draw_responses(e: Estimate, X: Array, Z: Array, W: Array, errors: Disturbanc
     return np.asarray(expert_means(e, X)[own] + away)
 
 
-_ALIKE = 1e-9  # of the largest value of a gate column
-
-
 class _Model(Protocol):
     @property
     def coordinates(self) -> Coordinates: ...
@@ -467,33 +462,6 @@ def check_subjects(known: Design, wanted: Design, *, given: bool) -> None:
         return
     found = known_places(wanted.labels, known.labels, str(known.names.group))
     warn_strangers("the gate", found >= 0, given)
-
-
-def check_baseline(known: Design, wanted: Design) -> None:
-    """Refuse rows to predict whose gate covariates are not those of the past of their subject, which count.
-
-    Raises
-    ------
-    DesignError
-        Names the subject and the column.
-    """
-    where = places(known, wanted)
-    mine = np.flatnonzero(where >= 0)
-    if known is wanted or not mine.size:
-        return
-    before, now = known.gate[where[mine]], wanted.gate[mine]
-    wrong = np.abs(now - before) > _ALIKE * np.maximum(np.abs(before), np.abs(now)).max(axis=0)
-    if not wrong.any():
-        return
-    i = int(wrong.any(axis=1).argmax())
-    first, second = known.frame.iloc[known.starts[where[mine[i]]]], wanted.frame.iloc[wanted.starts[mine[i]]]
-    differing = [name for name in used_columns(wanted, "gate") if first[name] != second[name]]
-    column = differing[0] if differing else wanted.names.gate[int(wrong[i].argmax())]
-    values = f", {shown(first[column])} and {shown(second[column])}" if differing else ""
-    raise DesignError(
-        f"the gate covariate {column!r} of subject {shown(wanted.labels[mine[i]])} differs between her history and the "
-        f"rows to predict{values}; the gate routes whole subjects by their baseline, so give it one value per subject"
-    )
 
 
 def _in_user_units(past: History, c: Coordinates) -> History:

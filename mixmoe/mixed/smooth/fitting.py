@@ -12,12 +12,13 @@ from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated
 from mixmoe.mixed.ascents import Search, permute
 from mixmoe.mixed.curvature import information
-from mixmoe.mixed.likelihood.observed import evaluate
+from mixmoe.mixed.likelihood.observed import evaluate, subject_logliks
 from mixmoe.mixed.parameters import Params, user_to_reported, user_to_working, working_to_free
 from mixmoe.mixed.search import gate_shares
 from mixmoe.mixed.smooth.functions import COARSE, COARSEST, Function, Geometry, coarse_columns, geometry_of
 from mixmoe.mixed.smooth.marginal import Eliminated, Smoothed, estimate, marginal_loglik, undersmoothed
 from mixmoe.mixture.estimate import EMFit, Flag
+from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.numerics.optimise import Control
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ SIGMA_FLOOR = 1e-4  # in working coordinates, where the pooled residual standard
 _FROM_STARTS = ("not_replicated", "interrupted", "degenerate")  # flags of the search that hold for the fine fit
 _LOG_ODDS = 10.0  # largest of a gate at the start
 _LINE = 1e-2  # degrees of freedom beyond those that are not penalised below which nothing else is left
+_SAME_MEMBERSHIP = 0.1  # probability by which those of two starts for the same maximum may differ
 _CROWDED = 0.9  # of the largest degrees of freedom that a basis has
 
 
@@ -110,7 +112,7 @@ def smooth_maximum(
     holds as it is; its maximum goes on with all columns and smoothing parameters by marginal likelihood. Where experts
     meet along an index, their functions may be joined in several ways that are alike but for their bends, of which a
     likelihood without penalties knows nothing: a second search has one column for bends, and the higher marginal
-    likelihood is the estimate's.
+    likelihood is the estimate's. Where it finds the same memberships, it has found the same maximum.
 
     Parameters
     ----------
@@ -133,7 +135,9 @@ def smooth_maximum(
             coarse = model.coarse(columns)
             first = None if start is None else _on_coarse(model, coarse, start, columns)
             end = coarse.maximum(n_starts, rng, first, control)
-            begun.append((end, _refined(model, coarse, end, columns)))
+            theta = _refined(model, coarse, end, columns)
+            if not any(_alike(model, theta, other) for _, other in begun):
+                begun.append((end, theta))
     ends = [
         (rough, estimate(model.problem, geometry, theta, model.given_smoothing, SIGMA_FLOOR, control))
         for rough, theta in begun
@@ -172,6 +176,12 @@ def _refined(model: "Estimation", coarse: "Estimation", fit: EMFit, columns: int
     gamma *= np.minimum(1.0, _LOG_ODDS / np.maximum(largest, _LOG_ODDS))[:, :, None]
     user = Params(gamma, beta, p.factor, p.sigma, p.extra)
     return working_to_free(s, user_to_working(model.coordinates, user))[0]
+
+
+def _alike(model: "Estimation", theta: Array, other: Array) -> bool:
+    """Whether every subject belongs to the same expert at two free vectors."""
+    here, there = (posterior_probabilities(subject_logliks(model.problem, each)) for each in (theta, other))
+    return bool(np.abs(here - there).max() < _SAME_MEMBERSHIP)
 
 
 def _ordered(model: "Estimation", geometry: Geometry, found: Smoothed, control: Control) -> Smoothed:

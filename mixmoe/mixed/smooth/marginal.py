@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
+from scipy.linalg import lapack
 from scipy.optimize import brentq
 
 from mixmoe._typing import Array, BoolArray, IntArray
@@ -27,6 +28,7 @@ from mixmoe.mixed.ascents import Guarded
 from mixmoe.mixed.curvature import determinant_slope, information
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.smooth.functions import Geometry
+from mixmoe.mixed.starting_values import least_information
 from mixmoe.numerics.linalg import floored_inverse
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 
@@ -119,7 +121,7 @@ class Eliminated:
     ----------
     geometry : Geometry
     A : ndarray, shape (P, P)
-        The information without penalties.
+        The information without penalties, as it is.
     inside, outside : ndarray of int, shapes (M,) and (P - M,)
         Coefficients that are penalised, and the others.
     least : float
@@ -142,15 +144,16 @@ class Eliminated:
     left: Array
 
     @classmethod
-    def of(cls, geometry: Geometry, H: Array) -> Self:
-        """The information H on the free vector, shape (P, P)."""
+    def of(cls, geometry: Geometry, H: Array, steady: Array | None = None) -> Self:
+        """The information H on the free vector, shape (P, P), of which `steady` is what may be divided by."""
         A = geometry.basis.T @ H @ geometry.basis
+        B = A if steady is None else geometry.basis.T @ steady @ geometry.basis
         inside = np.concatenate(geometry.penalised)
         outside = np.setdiff1d(np.arange(len(A)), inside)
         least = max(_NO_DATA * float(np.abs(np.diag(A)).max()), np.finfo(float).tiny)
-        others = _positive_inverse(A[np.ix_(outside, outside)], least)
-        across = A[np.ix_(inside, outside)] @ others
-        left = A[np.ix_(inside, inside)] - across @ A[np.ix_(outside, inside)]
+        others = _positive_inverse(B[np.ix_(outside, outside)], least)
+        across = B[np.ix_(inside, outside)] @ others
+        left = B[np.ix_(inside, inside)] - across @ B[np.ix_(outside, inside)]
         return cls(geometry, A, inside, outside, least, others, across, 0.5 * (left + left.T))
 
     def covariance(self, lambdas: Array) -> Array:
@@ -236,6 +239,7 @@ def estimate(
     """
     logarithmic = np.append(problem.free.log_sigma, problem.free.extra)
     known = ~np.isnan(given)
+    least = least_information(problem)
     H = information(problem, theta)
     lambdas = np.where(known, given, typical_smoothing(H, geometry))
     if start is not None:
@@ -243,8 +247,8 @@ def estimate(
     trace: list[float] = []
     tilt, n_iter, n_evaluations = np.zeros(theta.size), 0, 0
     interrupted, settled, stiff, idle = False, False, 0.0, 0
-    theta = _shrunk(geometry, theta, typical_smoothing(H, geometry), lambdas)
-    curve = Eliminated.of(geometry, H)
+    curve = Eliminated.of(geometry, H, _at_least(H, least))
+    theta = _shrunk(curve, theta, typical_smoothing(H, geometry), lambdas)
     limit, e = _limit(control, control.tol / _CLOSE, problem.n_subjects), evaluate(problem, theta[None])
     step, last, last_tilt = np.ones(lambdas.size), np.zeros(lambdas.size), np.zeros(theta.size)
     for _ in range(_ROUNDS):
@@ -270,7 +274,7 @@ def estimate(
         R = geometry.root(lambdas)
         objective, inverse = Guarded(replace(problem, ridge=R), sigma_floor), curve.inverse_information(lambdas)
         before = _height(e, geometry, H, lambdas, theta)
-        hold = _at_least_one(H) if stiff else None
+        hold = _at_least(H, 1.0) if stiff else None
         while True:
             there = Tilted(objective, tilt, theta, None if hold is None else stiff * hold)
             end = climb(there, theta[None], inverse[None], problem.n_subjects, limit, logarithmic=logarithmic)
@@ -285,11 +289,12 @@ def estimate(
             if (after > before - _FALL and not emptied) or end.interrupted or stiff > _STIFFEST:
                 break
             stiff = max(_STIFF, _STIFFER * stiff)
-            hold = _at_least_one(H) if hold is None else hold
+            hold = _at_least(H, 1.0) if hold is None else hold
         interrupted = end.interrupted
         if emptied or not np.isfinite(after):
             break  # an expert has lost its subjects, and with them its functions all that tells smoothing parameters
-        theta, H, e, curve = end.theta[0], H_there, e_there, Eliminated.of(geometry, H_there)
+        theta, H, e = end.theta[0], H_there, e_there
+        curve = Eliminated.of(geometry, H, _at_least(H, least))
         trace.append(after)
         score = e.score[0] - (R @ theta) @ R + tilt
         left = 0.5 * curve.decrement(lambdas, score)
@@ -315,10 +320,17 @@ def _height(e: Evaluation, geometry: Geometry, H: Array, lambdas: Array, theta: 
     return value + 0.5 * float(geometry.ranks @ np.log(lambdas)) - 0.5 * float(np.linalg.slogdet(inner)[1])
 
 
-def _at_least_one(H: Array) -> Array:
-    """The information with the size of its curvature, at least one: where there is none a tilt knows no bounds."""
+def _at_least(H: Array, least: float) -> Array:
+    """The information with the size of its curvature, and not less than `least`.
+
+    Along what data say nothing about, as levels of a factor that an expert has no rows of, a tilt knows no bounds, and
+    the first steps would be so long that what they tell of the curvature drowns all that is known of it.
+    """
+    # One factorisation tells whether all is larger.
+    if lapack.dpotrf(H - least * np.eye(len(H)), lower=True)[1] == 0:
+        return H
     values, vectors = np.linalg.eigh((H + H.T) / 2)
-    return (vectors * np.maximum(np.abs(values), 1.0)) @ vectors.T
+    return (vectors * np.maximum(np.abs(values), least)) @ vectors.T
 
 
 def _limit(control: Control, tol: float, n_subjects: int) -> Control:
@@ -330,11 +342,13 @@ def _limit(control: Control, tol: float, n_subjects: int) -> Control:
     return replace(control, tol=tol, promise=0.5 * tol**2 * n_subjects, progress=False)
 
 
-def _shrunk(geometry: Geometry, theta: Array, typical: Array, lambdas: Array) -> Array:
-    """The start with penalised coefficients drawn to zero as their penalties will draw them."""
+def _shrunk(curve: Eliminated, theta: Array, typical: Array, lambdas: Array) -> Array:
+    """The start with penalised coefficients drawn to zero as their penalties will draw them, the others following."""
+    geometry = curve.geometry
     coefficients = geometry.inverse @ theta
-    for at, known, lam in zip(geometry.penalised, typical, lambdas, strict=True):
-        coefficients[at] *= known / (known + lam)
+    change = (typical / (typical + lambdas) - 1)[geometry.owners] * coefficients[curve.inside]
+    coefficients[curve.inside] += change
+    coefficients[curve.outside] -= curve.across.T @ change
     return np.asarray(geometry.basis @ coefficients)
 
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
+from mixmoe.design.beside import cluster_codes, with_columns
 from mixmoe.design.design import Design, build_design, column_terms
 from mixmoe.design.formula import MoEFormula, parse_formula, refuse_several
 from mixmoe.design.terms import inputs_of_network
@@ -20,7 +22,7 @@ from mixmoe.errors import (
     MixmoeWarning,
 )
 from mixmoe.families import FamilySpec
-from mixmoe.inference.uncertainty import ParamCov, without_parameters
+from mixmoe.inference.uncertainty import ParamCov, within_clusters, without_parameters
 from mixmoe.loading import restored
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, seeded, warn_flags
 from mixmoe.neural.blocks import load_torch, one_thread, to_array, torch
@@ -51,7 +53,8 @@ from mixmoe.output.saved import SavedFit
 
 WIDTHS = (6,)  # of the hidden layers
 STARTS = 12  # random ones for each expert beyond the first
-KINDS = ("nonrobust", "robust")
+KINDS = ("nonrobust", "robust", "cluster")
+FEW_UNITS = 5  # for each coefficient beside the networks, below which a sandwich over them is rough
 SINGULAR = 1e-8  # of one, by which a correlation may miss it
 LACKS: Mapping[str, str] = {
     "HasExperts": "each refit of networks would need random starts of its own and may end at another maximum; compare "
@@ -64,7 +67,6 @@ LACKS: Mapping[str, str] = {
     "PersonalLayers": "experts that are networks have random effects of columns: write re: (1 | id), which is the bias "
     "of the last layer, or slopes as in re: (1 + x | id)",
     "Partitions": "its networks need all rows in memory",
-    "cluster": "its standard errors are over subjects; name what is independent in re:",
     "weights": "each row counts once; leave out rows that shall not count",
     "offset": "responses are Gaussian; subtract it from the response",
     "trials": "responses are Gaussian, one number in each row",
@@ -106,6 +108,9 @@ class NMoE:
     weight_decay : float, optional
         Ridge penalty on the weights of networks with hidden layers, per row, as of `NME`. By default they have a
         standard normal prior on the scale of standardised inputs and response.
+    cluster : str, array or Series, optional
+        What holds several subjects that are not independent, as a school its children: each subject lies in one. The
+        estimates stay; standard errors are by default those of a sandwich over the clusters.
     context : mapping, optional
         Functions and constants the formula may use.
     formula_engine : {"formulaic", "patsy"}
@@ -157,6 +162,7 @@ class NMoE:
         cov_re: Sharing = "expert",
         residual: Sharing = "expert",
         weight_decay: float | None = None,
+        cluster: Any = None,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
     ) -> None:
@@ -168,6 +174,7 @@ class NMoE:
         widths = checked_widths(hidden)
         if weight_decay is not None:
             checked_positive(weight_decay, "weight_decay")
+        data, columns = with_columns(data, {"cluster": cluster})
         load_torch()  # what is wrong with the call is told first, as torch would not mend it
         self.design: Design = build_design(
             self.formula,
@@ -175,7 +182,9 @@ class NMoE:
             context=context,
             engine=formula_engine,  # type: ignore[arg-type]
             networks=True,
+            aux={name: column for name, column in columns.items() if column is not None},
         )
+        self.clusters: NDArray[np.int64] | None = None if cluster is None else cluster_codes(self.design)
         check_rows(self.design)
         expert, gate = (network_columns(self.design, section, widths[section]) for section in ("expert", "gate"))
         self.columns = {"expert": expert[0], "gate": gate[0]}
@@ -205,6 +214,7 @@ class NMoE:
             "cov_re": cov_re,
             "residual": residual,
             "weight_decay": weight_decay,
+            **columns,
             "formula_engine": formula_engine,
         }
 
@@ -241,7 +251,7 @@ class NMoE:
         max_iter: int = 500,
         tol: float = 1e-6,
         rng: Any = None,
-        cov_type: str = "nonrobust",
+        cov_type: str | None = None,
         progress: bool | None = None,
     ) -> NMoEResults:
         """Estimates, their covariance and what they say of the subjects.
@@ -258,8 +268,9 @@ class NMoE:
         tol : float
             Largest entry of the score per subject at which a fit has converged.
         rng : int, numpy.random.Generator or None
-        cov_type : {"nonrobust", "robust"}
-            Inverse information with the prior, or the sandwich over subjects.
+        cov_type : {"nonrobust", "robust", "cluster"}, optional
+            Inverse information with the prior, or the sandwich over subjects, or over clusters of them; by default
+            ``"cluster"`` if the model has clusters, else ``"nonrobust"``.
         progress : bool, optional
 
         Returns
@@ -271,7 +282,10 @@ class NMoE:
         ConvergenceWarning, DegeneracyWarning, BoundaryWarning
             Also in ``results.flags``.
         """
-        checked_kind(cov_type)
+        kind = ("nonrobust" if self.clusters is None else "cluster") if cov_type is None else cov_type
+        checked_kind(kind)
+        if kind == "cluster":
+            self.clusters_of(None)  # that there are none is told before the search
         plain = self.structure.body is None and self.structure.gate_body is None and self.n_experts == 1
         usual = 1 if plain else STARTS * max(self.n_experts - 1, 1)
         n_starts = checked_count(usual if starts is None else starts, "starts", least=0 if start is not None else 1)
@@ -283,8 +297,7 @@ class NMoE:
         found = searched(self.problem, n_starts, generator, control, first)
         fit = seeded(self.record(found), rng, starts)
         warn_flags(fit.flags, WARNINGS)
-        cov = self.covariance(fit, cov_type)
-        warn_flags(cov.flags, WARNINGS)
+        cov = self.covariance(fit, kind)
         return NMoEResults(self, fit, cov)
 
     def _start(self, given: Any, rng: np.random.Generator) -> Array:
@@ -304,14 +317,14 @@ class NMoE:
         penalty = float(log_prior(self.problem, torch.as_tensor(theta)))
         params = self.natural(theta)
         ends = [self.layout.names[i] for i in self.at_end(params)]
-        told = (
-            Flag(
-                "boundary",
+        carried = responsibilities(self.problem, theta)
+        told = data_flags(self.structure, self.design, carried)
+        if ends:
+            fact = (
                 f"the covariance of the random effects is singular, {', '.join(ends)} lying at the end of the space, "
-                "where there is no standard error; the others are estimated as if the direction were known to be zero",
-                "use fewer or uncorrelated random effects, or cov_re='common'",
-            ),
-        )
+                "where there is no standard error; the others are estimated as if the direction were known to be zero"
+            )
+            told = (*told, Flag("boundary", fact, "use fewer or uncorrelated random effects, or cov_re='common'"))
         return EMFit(
             params=params,
             loglik=found.value - penalty - shift,
@@ -320,9 +333,9 @@ class NMoE:
             n_iter=len(found.trace),
             n_evaluations=found.n_evaluations,
             converged=found.converged,
-            responsibilities=responsibilities(self.problem, theta),
+            responsibilities=carried,
             starts=replace(found.starts, logliks=found.starts.logliks - shift, ends=found.starts.ends - shift),
-            flags=(*found.flags, *(told if ends else ())),
+            flags=(*found.flags, *told),
         )
 
     def natural(self, theta: Array) -> Array:
@@ -366,26 +379,44 @@ class NMoE:
         Parameters
         ----------
         fit : EMFit
-        kind : {"nonrobust", "robust"}
+        kind : {"nonrobust", "robust", "cluster"}
+        **options
+            ``cluster=``, of the last one, names a column that the fit uses or gives the cluster of each row of the
+            data, by default the clusters of the model.
 
         Returns
         -------
         ParamCov
         """
         checked_kind(kind)
-        if options:
-            raise ArgumentError(f"the covariance of NMoE has no option {sorted(options)[0]!r}; leave it out")
+        unknown = sorted(set(options) - ({"cluster"} if kind == "cluster" else set()))
+        if unknown:
+            raise ArgumentError(f"cov_type={kind!r} of NMoE has no option {unknown[0]!r}; leave it out")
+        clusters = self.clusters_of(options.get("cluster")) if kind == "cluster" else None
         with one_thread():
             theta = self.free(fit.params)
             inverse, jacobian = self.inverse(theta), self.slopes(theta)
             lost = np.flatnonzero(np.isnan(jacobian).any(axis=1))
-            if kind == "robust":
-                pulls = unit_scores(self.problem, theta) @ inverse
+            if kind != "nonrobust":
+                pulls = within_clusters(unit_scores(self.problem, theta) @ inverse, clusters)
                 inverse = pulls.T @ pulls
         matrix = np.nan_to_num(jacobian) @ inverse @ np.nan_to_num(jacobian).T
         has_prior = self.structure.body is not None or self.structure.gate_body is not None
-        note = "with the prior of the weights" if has_prior else ""
-        return ParamCov(without_parameters(matrix, lost.tolist()), kind, note)  # type: ignore[arg-type]
+        word, n_units = "subjects", self.design.n_units
+        if clusters is not None:
+            word, n_units = "clusters", int(clusters.max()) + 1
+        flags = few_units(self.structure, n_units, word) if kind != "nonrobust" else ()
+        if kind != "nonrobust" and n_units <= theta.size:
+            lost = np.arange(theta.size)
+        warn_flags(flags, WARNINGS)
+        notes = [f"{n_units} clusters"] if clusters is not None else []
+        notes += ["with the prior of the weights"] if has_prior else []
+        found = without_parameters(matrix, lost.tolist())
+        return ParamCov(found, kind, "; ".join(notes), flags=flags)  # type: ignore[arg-type]
+
+    def clusters_of(self, given: Any) -> NDArray[np.int64]:
+        """Cluster of each subject, shape (N,), by a column or values of the rows; by those of the model if None."""
+        return cluster_codes(self.design, given)
 
     def loglik_of(self, params: Array, design: Design) -> float:
         """Log-likelihood of the responses of a design at reported parameters."""
@@ -408,6 +439,9 @@ WARNINGS: Mapping[str, type[MixmoeWarning]] = {
     "interrupted": ConvergenceWarning,
     "degenerate": DegeneracyWarning,
     "boundary": BoundaryWarning,
+    "few_subjects": MixmoeWarning,
+    "one_row": MixmoeWarning,
+    "small_expert": DegeneracyWarning,
 }
 
 
@@ -495,6 +529,48 @@ def check_rows(design: Design) -> None:
         )
 
 
+def data_flags(structure: Structure, design: Design, responsibilities: Array) -> tuple[Flag, ...]:
+    """Flags of subjects that tell little of their random effects, and of an expert that few subjects carry."""
+    flags, single = [], int((design.counts == 1).sum())
+    if single and structure.random:
+        fact = f"{single} of {design.n_units} subjects have one row, which tells little of their random effects"
+        flags.append(Flag("one_row", fact))
+    # Weights of hidden layers have a prior; coefficients and heads are what an expert of few subjects runs after.
+    own = len(structure.terms) + (structure.body.n_features if structure.body is not None else 0)
+    size = responsibilities.sum(axis=0)
+    if structure.n_experts > 1 and size.min() <= own + 1:
+        k = int(size.argmin())
+        fact = f"expert {k + 1} is carried by {size[k]:.1f} subjects for {own} coefficients and weights of its head"
+        flags.append(Flag("small_expert", f"{fact}: it may describe outliers, not a group", "use fewer experts"))
+    return tuple(flags)
+
+
+def few_units(structure: Structure, n: int, word: str) -> tuple[Flag, ...]:
+    """The flag of a sandwich over so few subjects or clusters that it is no covariance, or a rough one.
+
+    Parameters
+    ----------
+    structure : Structure
+    n : int
+        Units.
+    word : str
+        What they are.
+    """
+    needed = max(len(structure.terms), len(structure.gate_terms))
+    if n <= structure.size:  # their scores sum to zero
+        fact = (
+            f"the scores of {n} {word} have a rank below the {structure.size} parameters: a sandwich of them is not a "
+            "covariance, and there are no standard errors"
+        )
+        return (Flag("few_subjects", fact, "use cov_type='nonrobust', which trusts the model, or smaller networks"),)
+    if n >= FEW_UNITS * needed:
+        return ()
+    fact = (
+        f"there are only {n} {word} for {needed} coefficients, fewer than {FEW_UNITS} for each, which makes them rough"
+    )
+    return (Flag("few_subjects", fact, "use a smaller model, or compare with cov_type='nonrobust'"),)
+
+
 def checked_kind(kind: str) -> None:
     """Refuse covariances that there are not.
 
@@ -504,8 +580,8 @@ def checked_kind(kind: str) -> None:
     """
     if kind not in KINDS:
         raise ArgumentError(
-            f"NMoE has standard errors of kind 'nonrobust' and 'robust', got {kind!r}: resampled networks exchange "
-            "their hidden units, and its units are subjects; use one of these"
+            f"NMoE has standard errors of kind 'nonrobust', 'robust' and 'cluster', got {kind!r}: resampled networks "
+            "exchange their hidden units, and may end at other maxima; use one of these"
         )
 
 

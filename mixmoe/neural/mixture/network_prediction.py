@@ -17,11 +17,10 @@ from mixmoe._typing import Array, IntArray
 from mixmoe.design.design import Design, continuous_columns, used_columns
 from mixmoe.inference.uncertainty import critical, multiplier_critical, probability_errors, probability_limits
 from mixmoe.mixture.gate import posterior_probabilities
-from mixmoe.mixture.mixture_law import MixtureLaw
 from mixmoe.neural.blocks import Tensor, one_thread, to_array, torch
 from mixmoe.neural.mixture.likelihood import Problem, Rows, expert_means, log_gate, log_joint
 from mixmoe.neural.mixture.network_parameters import covariance_root
-from mixmoe.output.predictions import Interval
+from mixmoe.output.predictions import Interval, MixtureLaw
 
 CHUNK = 4000  # rows whose derivatives are held at once
 GRID = 41  # points of a partial dependence

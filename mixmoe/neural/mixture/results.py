@@ -32,6 +32,7 @@ from mixmoe.output.predictions import (
     Scale,
     Wanted,
     by_expert,
+    check_baseline,
     check_own_rows,
     checked_wanted,
     in_user_order,
@@ -174,6 +175,7 @@ class NMoEResults(MoEResults):
             where = np.full(design.n_units, -1)
         else:
             where = known_places(design.labels, known.labels, grouped)
+        check_baseline(known, design, where)
         found = where >= 0
         if grouped is not None:
             warn_strangers("the gate", found, given)

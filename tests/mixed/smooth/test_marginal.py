@@ -11,7 +11,8 @@ from scipy.stats import multivariate_normal
 import mixmoe as mm
 from mixmoe.mixed.ascents import Guarded
 from mixmoe.mixed.curvature import determinant_slope, information, known_scores
-from mixmoe.mixed.likelihood.observed import evaluate, observed_information, subject_logliks
+from mixmoe.mixed.likelihood.hessian import observed_information
+from mixmoe.mixed.likelihood.observed import evaluate, subject_logliks
 from mixmoe.mixed.smooth.functions import geometry_of
 from mixmoe.mixed.smooth.marginal import Eliminated, Tilted, estimate, marginal_loglik
 from mixmoe.mixture.gate import posterior_probabilities

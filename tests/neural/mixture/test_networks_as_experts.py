@@ -76,12 +76,18 @@ def test_likelihood_is_that_of_dense_normals_and_its_score_that_of_differences(d
     ("re", "options"), [("(1 + u | id)", {}), ("(1 || id)", {"cov_re": "common", "residual": "common"})]
 )
 def test_linear_networks_are_a_memoe(data, re, options):
-    one = mm.fit(f"y ~ nn(x, u) + v | gate: nn(z) | re: {re}", data, hidden=(), starts=6, rng=0, **options)
+    data = data.assign(school=data["id"] % 20)
+    formula = f"y ~ nn(x, u) + v | gate: nn(z) | re: {re}"
+    clustered = mm.fit(formula, data, hidden=(), starts=6, rng=0, cluster="school", **options)
+    one = clustered.with_cov("nonrobust")
     other = mm.fit(f"y ~ x + u + v | gate: z | re: {re}", data, rng=0, starts=6, cov_type="nonrobust", **options)
     assert one.llf == pytest.approx(other.llf, abs=1e-6)
     assert one.em.penalty == 0
     pd.testing.assert_series_equal(one.params, other.params, atol=1e-6)
     pd.testing.assert_series_equal(one.bse, other.bse, rtol=1e-5)
+    together = other.with_cov("cluster", cluster=data["school"], correction=False)
+    assert clustered.cov_type == "cluster"
+    pd.testing.assert_series_equal(clustered.bse, together.bse, rtol=1e-5)
     robust = other.with_cov("robust", correction=False)
     pd.testing.assert_series_equal(one.with_cov("robust").bse, robust.bse, rtol=1e-5)
     for options in ({}, {"interval": "confidence"}, {"history": data[data["u"] > 0], "interval": "prediction"}):
@@ -159,6 +165,48 @@ def test_experts_in_another_order_say_the_same(fit, data):
     )
 
 
+def test_a_past_of_another_baseline_is_refused(fit, data):
+    past = data.iloc[:3].assign(z=data["z"].iloc[0] + 1.0)
+    with pytest.raises(DesignError, match="the gate covariate 'z' of subject 0 differs between her history"):
+        fit.predict(data.iloc[3:5], history=past)
+    with pytest.raises(DesignError, match="'z' of subject 0 differs"):
+        fit.predict(past, "subject")
+    assert len(fit.predict(data.iloc[3:5], history=data.iloc[:3])) == 2
+
+
+def test_clusters_are_kept_and_refused(data, tmp_path):
+    schools = np.asarray(data["id"] // 2)
+    formula = "y ~ nn(x) | gate: z | re: (1 | id)"
+    fit = mm.fit(formula, data, hidden=(2,), starts=2, rng=0, cluster=schools)
+    assert "30 clusters" in str(fit.summary())
+    fit.save(tmp_path / "f.mixmoe")
+    back = mm.load(tmp_path / "f.mixmoe")
+    pd.testing.assert_frame_equal(back.cov_params(), fit.cov_params())
+    np.testing.assert_array_equal(back.model.clusters, fit.model.clusters)
+    # Each subject a cluster: the sandwich over subjects.
+    alone = fit.with_cov("cluster", cluster=data["id"])
+    pd.testing.assert_series_equal(alone.bse, fit.with_cov("robust").bse)
+    with pytest.warns(MixmoeWarning, match=r"scores of 12 clusters have a rank below the 2[0-9] parameters"):
+        assert fit.with_cov("cluster", cluster=data["id"] // 5).bse.isna().all()
+    with pytest.raises(ArgumentError, match="cov_type='robust' of NMoE has no option 'cluster'"):
+        fit.with_cov("robust", cluster=data["id"])
+    with pytest.raises(ArgumentError, match=r"subject 1 .*cluster"):
+        mm.fit(formula, data, hidden=(2,), cluster=np.arange(len(data)) // 7)
+    with pytest.raises(ArgumentError, match="needs the clusters, got None"):
+        mm.fit(formula, data, hidden=(2,), cov_type="cluster")
+
+
+def test_subjects_of_one_row_and_experts_of_few_are_told(data):
+    some = data.groupby("id").head(2)
+    some = some[(some["id"] > 8) | ~some.duplicated("id")]
+    with pytest.warns(MixmoeWarning, match="9 of 60 subjects have one row"):
+        mm.fit("y ~ nn(x) | re: (1 | id)", some, 1, hidden=(2,), starts=1, rng=0)
+    own = data.groupby("id")["own"].first()
+    few = data[data["id"].isin([*own.index[own == 0][:20], *own.index[own == 1][:2]])]
+    with pytest.warns(MixmoeWarning, match=r"expert 2 is carried by [23]\.\d subjects for 3 coefficients"):
+        mm.fit("y ~ nn(x) | re: (0 | id)", few, 2, hidden=(2,), starts=6, rng=0)
+
+
 def test_saved_without_data(fit, data, tmp_path):
     fit.save(tmp_path / "f.mixmoe", data=False)
     back = mm.load(tmp_path / "f.mixmoe", data=data)
@@ -221,7 +269,7 @@ def test_a_start_is_taken_and_the_fit_repeated(fit, data):
         ("y ~ nn(x)", {"body": "own"}, ArgumentError, "body must be one of 'expert', 'common'"),
         ("y ~ nn(x)", {"family": "poisson"}, ArgumentError, "NMoE has no family=: the exact likelihood"),
         ("y ~ nn(x)", {"weights": "u"}, ArgumentError, "NMoE has no weights=: each row counts once"),
-        ("y ~ nn(x)", {"cov_type": "bootstrap"}, ArgumentError, "of kind 'nonrobust' and 'robust', got 'bootstrap'"),
+        ("y ~ nn(x)", {"cov_type": "bootstrap"}, ArgumentError, "'nonrobust', 'robust' and 'cluster', got 'bootstrap'"),
         ("y ~ nn(x)", {"start": [1.0]}, ArgumentError, "start must have 41 finite values"),
         ("y ~ x | gate: nn(x) | re: (0 | id)", {}, DesignError, "constant"),
     ],
