@@ -90,7 +90,8 @@ class Transitions:
         table = self.matrix().round(3).to_string()
         return (
             f"<Transitions between {len(self.states)} states of {len(self.labels)} persons; probabilities of the next "
-            f"state (columns) given the present one, in the middle of a long sequence of average rows, in the population:\n{table}>"
+            f"state (columns) given the present one, in the middle of a long sequence of average rows, in the "
+            f"population:\n{table}>"
         )
 
     def matrix(self, person: Any = None) -> pd.DataFrame:
