@@ -12,6 +12,7 @@ from mixmoe.neural.blocks import Tensor, torch
 from mixmoe.neural.network import FORBIDDEN
 
 LOWEST = 600.0  # below the best state of a row no score lies: of so little probability nothing is seen
+DOUBLINGS = 16  # of the rows after a move: 65536, beyond which no chain that data can tell has a memory
 
 
 def per_sequence(transitions: Tensor, n_sequences: int) -> Tensor:
@@ -179,15 +180,34 @@ def effect_information(
 
 
 def next_state(transitions: Tensor, emissions: Tensor) -> Tensor:
-    """Probabilities of the next state given the present one, the row before the next one being the last seen.
+    """Probabilities of the next state given the present one in the middle of a long sequence of equal inputs.
 
     Parameters
     ----------
     transitions : Tensor, shape (..., C, C)
     emissions : Tensor, shape (C,) or broadcastable to (..., 1, C)
-        Scores of the next row.
+        Scores of every row.
+
+    Returns
+    -------
+    Tensor, shape (..., C, C)
+
+    Notes
+    -----
+    With ``M = exp(transitions + emissions)`` and n rows after the next one the probability of b after a is
+    ``M_ab m_b / (M m)_a``, where ``m = M^n 1`` is the message back from these rows. As n grows, m becomes the right
+    eigenvector of the largest eigenvalue of M: a conditional random field is no Markov chain that is normalised row by
+    row, and ``n = 0``, a softmax of the scores, holds at the end of a sequence only. Here ``n = 2^DOUBLINGS``, which
+    needs no eigenvalues and stays defined where moves are ruled out.
     """
-    return torch.softmax(transitions + emissions, dim=-1)
+    scores = transitions + emissions
+    # Of the paths over n rows from each state: the share that ends in each state, and the log of their sum.
+    share, ahead = torch.softmax(scores, dim=-1), torch.logsumexp(scores, dim=-1)
+    for _ in range(DOUBLINGS):
+        joint = share.log() + ahead.unsqueeze(-2)
+        share, ahead = torch.softmax(joint, dim=-1) @ share, ahead + torch.logsumexp(joint, dim=-1)
+        ahead = ahead - ahead.amax(-1, keepdim=True)  # a constant has no part, and would take digits
+    return torch.softmax(scores + ahead.unsqueeze(-2), dim=-1)
 
 
 def centred(transitions: Tensor) -> Tensor:

@@ -250,6 +250,8 @@ def transition_curves(
 ) -> tuple[Curve, ...]:
     """Probabilities of the next state, a panel for each present one, of the population with limits and of persons.
 
+    In the middle of a long sequence of average rows.
+
     Parameters
     ----------
     found : Transitions
@@ -265,7 +267,7 @@ def transition_curves(
     chosen = first if persons is None else found.labels[places_of(found.labels, persons)].tolist()
     of_persons = dict(tuple(found.persons.groupby("person", sort=False)))
     axis: dict[str, Any] = {
-        "xlabel": "next state",
+        "xlabel": "next state, in the middle of a long sequence of average rows",
         "ylabel": "probability",
         "categories": tuple(map(str, found.states)),
         "compared": True,

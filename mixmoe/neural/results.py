@@ -55,7 +55,7 @@ SPREAD_NOTE = (
 )
 TRANSITION_NOTE = (
     "Transition scores are centred: only differences mean something, and zero is no hypothesis; transitions.population "
-    "has the probabilities."
+    "has the probabilities, in the middle of a long sequence of average rows."
 )
 
 
@@ -309,6 +309,8 @@ class NMEResults(NetworkDiagnosis):
     def transitions(self) -> Transitions:
         """Transition probabilities of the population and of each person, with intervals.
 
+        Those of the next state in the middle of a long sequence whose rows all have average inputs.
+
         Raises
         ------
         ArgumentError
@@ -347,8 +349,13 @@ class NMEResults(NetworkDiagnosis):
             panel of its own, of a CRF in the middle of a sequence that holds the inputs. Limits (Gaussian) are those of
             a new observation of an unknown person. Options: ``variable=``, ``persons=`` (labels), ``n_persons=``,
             ``category=`` (label of one category). ``"learning"``: losses per epoch. ``"transitions"`` (CRF):
-            probabilities of the next state, a panel for each present one, of the population, with limits, and of
-            persons. Options: ``persons=``, ``n_persons=``.
+            probabilities of the next state in the middle of a long sequence of average rows, a panel for each present
+            one, of the population, with limits, and of persons. Options: ``persons=``, ``n_persons=``.
+
+        Returns
+        -------
+        tuple of Curve
+            One for each line: ``panel``, ``label``, ``x``, ``y``, and ``lower``, ``upper`` where it has limits.
 
         Raises
         ------

@@ -61,10 +61,11 @@ class Transitions:
     Attributes
     ----------
     population : DataFrame
-        Columns ``from``, ``to``, ``probability``, ``lower``, ``upper``: next-state probabilities at average inputs, and
-        at average covariates of persons where ``gate:`` names some.
+        Columns ``from``, ``to``, ``probability``, ``lower``, ``upper``: probabilities of the next state given the
+        present one in the middle of a long sequence whose rows all have average inputs, of a person with effects of
+        zero, and at average covariates of persons where ``gate:`` names some. Limits are 95 %, of draws.
     persons : DataFrame
-        The same by person, at her covariates.
+        The same by person, at her effects and covariates.
     scores : ndarray, shape (N, C, C)
         Centred scores of the persons: without the constant, which no sequence can tell. Where ``transitions=`` gives
         scores, these, minus infinity for those that there are not, and the others beside them.
@@ -89,11 +90,15 @@ class Transitions:
         table = self.matrix().round(3).to_string()
         return (
             f"<Transitions between {len(self.states)} states of {len(self.labels)} persons; probabilities of the next "
-            f"state (columns) given the present one in the population:\n{table}>"
+            f"state (columns) given the present one, in the middle of a long sequence of average rows, in the "
+            f"population:\n{table}>"
         )
 
     def matrix(self, person: Any = None) -> pd.DataFrame:
-        """Next-state probabilities of the population or of a person as a square table, rows the present state."""
+        """Probabilities of the next state, of the population or of a person, as a square table, rows the present state.
+
+        In the middle of a long sequence of average rows, see `Transitions`.
+        """
         frame = self.population if person is None else self.persons[self.persons["person"] == person]
         if not len(frame):
             raise ArgumentError(f"person must be one of the fit, got {shown(person)}")

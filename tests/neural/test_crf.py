@@ -21,6 +21,7 @@ from mixmoe.neural.crf import (  # noqa: E402
     interior,
     log_partition,
     marginals,
+    next_state,
     sequence_loss,
 )
 from mixmoe.neural.estimators.trained import Problem, block_loss, responses_in  # noqa: E402
@@ -51,6 +52,35 @@ def brute(emissions, table):
     paths = np.array(list(itertools.product(range(STATES), repeat=len(emissions))))
     scores = emissions[np.arange(len(emissions)), paths].sum(1)
     return paths, scores + table[paths[:, :-1], paths[:, 1:]].sum(1)
+
+
+def test_the_next_state_is_that_in_the_middle_of_a_long_sequence():
+    """All paths over nine equal rows, of which the third and the fourth are compared; the memory is short."""
+    rng = np.random.default_rng(3)
+    table, row = 0.3 * rng.normal(size=(STATES, STATES)), rng.normal(size=STATES)
+    paths, scores = brute(np.tile(row, (9, 1)), table)
+    joint = np.zeros((STATES, STATES))
+    np.add.at(joint, (paths[:, 2], paths[:, 3]), np.exp(scores))
+    found = next_state(torch.tensor(table), torch.tensor(row))
+    np.testing.assert_allclose(found, joint / joint.sum(1, keepdims=True), atol=1e-5)
+    assert (found - torch.softmax(torch.tensor(table + row), -1)).abs().max() > 0.02  # that at the last row
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        # Two states that persist, M = [[99, 1], [1, 9]]: the root of its characteristic polynomial by hand.
+        (np.log([[99.0, 1.0], [1.0, 9.0]]), (54 + np.sqrt(2026), 1.0)),
+        # Once left, the first state is not entered again, and weighs less than the other one: r = (1, 1).
+        (np.array([[0.0, np.log(2.0)], [-1e30, np.log(3.0)]]), (3.0, 1.0)),
+    ],
+)
+def test_the_next_state_of_slow_chains_and_of_moves_that_are_ruled_out(table, expected):
+    M, (root, first) = np.exp(table), expected
+    r = np.array([first, (root - M[0, 0]) * first / M[0, 1]])
+    found = next_state(torch.tensor(table).expand(2, 2, 2), torch.zeros(2, dtype=torch.float64))
+    np.testing.assert_allclose(found[1], M * r / (root * r[:, None]), atol=1e-12)
+    np.testing.assert_allclose(found.sum(-1), 1.0)
 
 
 @pytest.mark.parametrize("personal", [True, False])
