@@ -267,7 +267,7 @@ def transition_curves(
     chosen = first if persons is None else found.labels[places_of(found.labels, persons)].tolist()
     of_persons = dict(tuple(found.persons.groupby("person", sort=False)))
     axis: dict[str, Any] = {
-        "xlabel": "next state, in the middle of a long sequence of average rows",
+        "xlabel": "next state in a long sequence",
         "ylabel": "probability",
         "categories": tuple(map(str, found.states)),
         "compared": True,
