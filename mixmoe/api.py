@@ -37,6 +37,7 @@ def fit(
     cov_re: "Sharing" = ...,
     residual: "Sharing" = ...,
     weight_decay: float | None = ...,
+    cluster: Any = ...,
     context: Mapping[str, Any] | None = ...,
     formula_engine: str = ...,
     starts: int | None = ...,

@@ -152,7 +152,10 @@ def warn_spellings(rows: Rows, recipe: Recipe, whole: bool = True) -> None:
         what = "categories" if name in columns else "labels"
         counts = values.value_counts()
         texts = {text: int(n) for text, n in counts.items() if isinstance(text, str) and n}
-        blank = {text: n for text, n in texts.items() if text.strip().lower() in _BLANK}
+        # Categories in a given order were listed by hand; "none" is an answer, where it is one of pain or of a state.
+        ordered = isinstance(values.dtype, pd.CategoricalDtype) and values.cat.ordered
+        doubtful = () if ordered else tuple(t for t in _BLANK if name != recipe.formula.response or t != "none")
+        blank = {text: n for text, n in texts.items() if text.strip().lower() in doubtful}
         if blank:
             first = next(text for text in values if text in blank)
             where = f"in {sum(blank.values())} rows, " if whole else "in some rows, "

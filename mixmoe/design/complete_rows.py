@@ -1,7 +1,7 @@
 """Complete rows of the columns in use, sorted by subject."""
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class Dropped:
 
     n_rows: int = 0
     by_column: tuple[tuple[str, int], ...] = ()
-    imputable: frozenset[str] = frozenset()
+    imputable: frozenset[str] = field(default=frozenset(), compare=False)  # of the warning alone, in no file
 
     def __add__(self, other: "Dropped") -> "Dropped":
         counts = dict(self.by_column)

@@ -113,21 +113,18 @@ def maximise(
     if start.random:
         runs.append(fit_functions(inner, control, rng))
     run = best_run(runs) if len(runs) > 1 else runs[0]
+    order = reported_order(inner, run.coef)
+    run = with_reported(inner, replace(run, coef=permute_experts(inner.slots, run.coef, order)), estimate)
     # Experts that were numbered before keep their numbers, or two bandwidths could not be compared.
     numbered = start.same is not None and len(runs) == 1
-    run = with_reported(inner, run if numbered else _ordered(inner, run), estimate)
-    run = run if numbered else _ordered(inner, run)
+    order = np.argsort(order) if numbered else reported_order(inner, run.coef)
+    run = replace(run, coef=permute_experts(inner.slots, run.coef, order))
     return replace(run, coef=centring.outwards(inner.slots, run.coef), loglik=loglik_at(inner, run.coef))
 
 
 def loglik_at(problem: Problem, coef: Array) -> float:
     """Log-likelihood of the data, each row at its own index value."""
     return float(posterior(problem.rows, problem.family, own_natural(problem, coef)).loglik)
-
-
-def _ordered(problem: Problem, run: Run) -> Run:
-    """A run with experts in the reported order."""
-    return replace(run, coef=permute_experts(problem.slots, run.coef, reported_order(problem, run.coef)))
 
 
 def with_reported(problem: Problem, run: Run, estimate: str) -> Run:

@@ -114,7 +114,7 @@ def test_strict_counts_every_flag(here, capsys):
         (["nofile.csv", FORMULA], 1, "the file 'nofile.csv' is not there; name a file with the data"),
         (["data.csv", "y ~ nocolumn"], 1, "'nocolumn', which is not a column of the data"),
         (["data.csv", "y ~ time | gaet: z1"], 2, "^^^^"),
-        (["data.csv", "y ~ __import__('os')"], 2, "not a function that may be called"),
+        (["data.csv", "y ~ __import__('os')"], 2, "calls __import__ of Python; formulas know"),
         (["data.csv", "y ~ {time}"], 2, "code in braces is not allowed"),
         (["data.csv", FORMULA, "--cov-re", "none"], 2, "cov_re must be one of 'expert'"),
         (["data.csv", FORMULA, "--alpha", "2"], 2, "alpha"),

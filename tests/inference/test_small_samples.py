@@ -1,6 +1,7 @@
 """Few independent units: CR2 and its degrees of freedom against dense algebra and lme4; what has no number."""
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -281,11 +282,15 @@ def test_a_log_likelihood_that_is_not_quadratic_is_said(monkeypatch):
             self.loglik = -0.5 * (theta**2).sum(axis=1) - 10.0 * theta[:, 0] ** 4
 
     monkeypatch.setattr(information, "evaluate", lambda problem, theta: Evaluated(theta))
+    monkeypatch.setattr(information, "replace", lambda problem, ridge: problem)
     layout = ParamLayout(tuple(Parameter(f"expert1.{x}", "expert", x, 1) for x in ("a", "b")))
     inverse = information.InverseInformation(np.eye(2), np.zeros((2, 0)), np.zeros((2, 0)))
-    known = information.Identified(inverse, np.eye(2), [], ())
+    known, units = information.Identified(np.eye(2), inverse, [], ()), information.Units(None, 4)
     scores = np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, -0.7], [0.0, 0.7]])
-    flag = information._about_shape(None, np.zeros(2), scores, known, layout)
+    boundary = SimpleNamespace(theta=np.zeros(2))
+    at = SimpleNamespace(problem=None, boundary=boundary, score_rows=scores, jacobian=np.eye(2), layout=layout)
+    flag = information._about_shape(at, None, units, known)
     assert flag.code == "weak_identification"
     assert "in expert1.a: one standard error away it lies 10 below" in flag.message
-    assert information._about_shape(None, np.zeros(2), scores / 3, known, layout) is None
+    at.score_rows = scores / 3
+    assert information._about_shape(at, None, units, known) is None

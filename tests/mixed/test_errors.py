@@ -17,6 +17,9 @@ from mixmoe.mixed.likelihood.observed import subject_scores
 from mixmoe.mixed.parameters import permute_reported
 from tests import dense
 
+# Rows of the small data are in no order of time on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:errors='ar1' takes the row before as the rows stand")
+
 CLOSE = 1e-8  # relative; rounding of two orders of summation
 ERRORS = {
     "ar1": {"errors": "ar1", "time": "visit"},
