@@ -271,9 +271,11 @@ def test_ordered_categories_and_dates_order_rows():
 
 def test_residuals_are_those_of_the_mixed_model(linear, mixed):
     assert linear.fittedvalues.index.equals(DATA.index)
+    assert linear.llf == pytest.approx(mixed.llf, abs=1e-7)
+    # A network rests where twenty iterations gain less than 1e-10 a row: 2e-8 in all, effects within 2e-4 of their SE.
     for kind in ("subject", "mean"):
-        np.testing.assert_allclose(linear.fitted(kind), mixed.fitted(kind), atol=1e-5)
-        np.testing.assert_allclose(linear.resid(kind), mixed.resid(kind), atol=1e-5)
+        np.testing.assert_allclose(linear.fitted(kind), mixed.fitted(kind), atol=3e-5)
+        np.testing.assert_allclose(linear.resid(kind), mixed.resid(kind), atol=3e-5)
     for given in ("history", "covariates"):
         ours, theirs = (fit.resid("quantile", given=given) for fit in (linear, mixed))
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
