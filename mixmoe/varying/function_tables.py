@@ -11,7 +11,6 @@ import pandas as pd
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.cells import infinite_words
-from mixmoe.inference.uncertainty import DESCRIPTIONS
 from mixmoe.mixture.estimate import Flag, Remark
 from mixmoe.output.records import Cell, Curve, Table, told_apart, value_format
 from mixmoe.output.text import GAP, WIDTH
@@ -127,20 +126,15 @@ def _searched(text: str, table: pd.DataFrame | None) -> str:
     return text if table is None else f"{text} (cross-validated)"
 
 
-def about_errors(results: "VCMoEResults") -> tuple[str, ...]:
-    """What a reader must know beside the flags of the fit: the covariance, and the penalty."""
-    cov = results.cov
-    about = f"Standard errors: {DESCRIPTIONS[cov.kind]}{'; ' + cov.note if cov.note else ''}."
-    penalty = results.model.problem.rows.penalty
-    penalised = (
-        ()
-        if penalty is None or results.model.n_experts == 1
-        else (
-            f"Gate penalised by {penalty.described}: functions, standard errors and bands are of the penalised local "
-            "log-likelihoods; log-likelihood and criteria are without the penalty.",
-        )
+def about_penalty(model: FittedVCMoE) -> tuple[str, ...]:
+    """What a reader must know of a penalised gate."""
+    penalty = model.problem.rows.penalty
+    if penalty is None or model.n_experts == 1:
+        return ()
+    return (
+        f"Gate penalised by {penalty.described}: functions, standard errors and bands are of the penalised local "
+        "log-likelihoods; log-likelihood and criteria are without the penalty.",
     )
-    return (about, *penalised)
 
 
 def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tuple[Table, ...]:

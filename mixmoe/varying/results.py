@@ -354,8 +354,8 @@ class VCMoEResults(MoEResults):
         return named_summary(self.shown_names, function_tables.title(self), tables, self._remarks, self._printed)
 
     @property
-    def _about_errors(self) -> tuple[str, ...]:
-        return function_tables.about_errors(self)
+    def _more_notes(self) -> tuple[str, ...]:
+        return function_tables.about_penalty(self.model)
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
