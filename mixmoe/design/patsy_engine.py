@@ -14,6 +14,17 @@ from mixmoe.design.terms import EXTRA_FUNCTIONS, Term, category_argument
 from mixmoe.errors import DesignError
 
 _KEEP_MISSING = patsy.NAAction(NA_types=[])
+# What terms of a user may raise while they are computed.
+_FAILURES = (
+    patsy.PatsyError,
+    ValueError,
+    TypeError,
+    KeyError,
+    NameError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+)
 _FUNCTIONS: Mapping[str, Any] = {
     "np": np,
     "log": np.log,
@@ -83,16 +94,7 @@ def materialize(
             infos = patsy.build.design_matrix_builders(
                 list(used.values()), lambda: iter([frame]), env, NA_action=_KEEP_MISSING
             )
-    except (
-        patsy.PatsyError,
-        ValueError,
-        TypeError,
-        KeyError,
-        NameError,
-        AttributeError,
-        ArithmeticError,
-        MemoryError,
-    ) as error:
+    except _FAILURES as error:
         raise _explained(error) from error
     return _run(frame, dict(zip(used, infos, strict=True)), sections)
 
@@ -108,16 +110,7 @@ def _run(frame: pd.DataFrame, infos: Mapping[str, Any], sections: Mapping[str, S
     try:
         with np.errstate(all="ignore"):
             matrices = patsy.build_design_matrices(list(infos.values()), frame, NA_action=_KEEP_MISSING)
-    except (
-        patsy.PatsyError,
-        ValueError,
-        TypeError,
-        KeyError,
-        NameError,
-        AttributeError,
-        ArithmeticError,
-        MemoryError,
-    ) as error:
+    except _FAILURES as error:
         raise _explained(error) from error
     arrays = {
         name: np.broadcast_to(np.asarray(matrix, dtype=np.float64), (len(frame), matrix.shape[1]))

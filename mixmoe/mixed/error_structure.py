@@ -13,13 +13,7 @@ from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixed.likelihood.columns import columns_of
 from mixmoe.mixed.likelihood.correlated import ErrorForm, RowExperts, SerialRows
-from mixmoe.mixed.likelihood.modes import (
-    Correlation,
-    Edge,
-    Extra,
-    Positive,
-    Unbounded,
-)
+from mixmoe.mixed.likelihood.further_parameters import Correlation, Edge, Extra, Positive, Unbounded
 from mixmoe.mixed.likelihood.serial import ErrorKind, Visits
 from mixmoe.mixed.parameters import (
     Coordinates,

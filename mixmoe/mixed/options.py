@@ -22,13 +22,9 @@ from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.mixed.error_structure import ErrorOptions
 from mixmoe.mixed.likelihood.columns import columns_of
+from mixmoe.mixed.likelihood.further_parameters import dispersion
 from mixmoe.mixed.likelihood.glmm import MOST_NODES, GlmmExperts, build_nodes
-from mixmoe.mixed.likelihood.modes import (
-    FamilyResponse,
-    Response,
-    Rows,
-    dispersion,
-)
+from mixmoe.mixed.likelihood.modes import FamilyResponse, Response, Rows
 from mixmoe.mixed.likelihood.patterns import independent_experts
 from mixmoe.mixed.likelihood.protocol import Experts
 from mixmoe.mixed.parameters import (

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import AnyArray, Array, IntArray
 from mixmoe.design.design import DesignNames
 from mixmoe.errors import ArgumentError
-from mixmoe.mixed.likelihood.modes import Extra, spans
+from mixmoe.mixed.likelihood.further_parameters import Extra, spans
 from mixmoe.mixed.thresholds import Thresholds
 from mixmoe.mixture.estimate import Parameter, ParamLayout
 from mixmoe.numerics.linalg import derivative_along, jacobian, semidefinite_cholesky

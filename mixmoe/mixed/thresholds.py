@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.modes import Extra, Positive, Terms
+from mixmoe.mixed.likelihood.further_parameters import Extra, Positive
+from mixmoe.mixed.likelihood.modes import Terms
 from mixmoe.mixture.estimate import Parameter
 from mixmoe.responses.cumulative_logit import (
     Borders,

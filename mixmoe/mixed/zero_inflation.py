@@ -17,7 +17,8 @@ import numpy as np
 from scipy.special import expit
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.modes import Edge, Extra, FamilyResponse, Terms
+from mixmoe.mixed.likelihood.further_parameters import Edge, Extra
+from mixmoe.mixed.likelihood.modes import FamilyResponse, Terms
 from mixmoe.responses.distribution import FurtherTerms, Outcome
 from mixmoe.responses.zero_inflated import ZeroInflated, expected
 

@@ -5,8 +5,9 @@ from itertools import product
 import numpy as np
 
 from mixmoe.mixed.likelihood.columns import Columns
+from mixmoe.mixed.likelihood.further_parameters import dispersion
 from mixmoe.mixed.likelihood.glmm import GlmmExperts, build_nodes
-from mixmoe.mixed.likelihood.modes import FamilyResponse, Rows, dispersion
+from mixmoe.mixed.likelihood.modes import FamilyResponse, Rows
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.parameters import Structure, free_to_working
 from mixmoe.mixed.zero_inflation import ZeroInflatedResponse, certain_zeros

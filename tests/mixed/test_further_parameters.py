@@ -5,7 +5,7 @@ import pytest
 
 from mixmoe.design.design import DesignNames
 from mixmoe.errors import ArgumentError
-from mixmoe.mixed.likelihood.modes import Correlation, Extra, Positive, Unbounded
+from mixmoe.mixed.likelihood.further_parameters import Correlation, Extra, Positive, Unbounded
 from mixmoe.mixed.parameters import (
     Structure,
     build_layout,

@@ -21,13 +21,13 @@ from scipy.special import betaln, digamma, gammaln
 
 from mixmoe._typing import AnyArray, Array
 from mixmoe.mixed.likelihood.columns import Columns
+from mixmoe.mixed.likelihood.further_parameters import extra_starts
 from mixmoe.mixed.likelihood.gaussian import (
     FIRST_SIZE,
     LOG_2PI,
     GaussianExperts,
     GaussianRowExperts,
 )
-from mixmoe.mixed.likelihood.modes import extra_starts
 from mixmoe.mixed.likelihood.patterns import independent_experts
 from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Effects, RowScores, ScoresByRow
 from mixmoe.mixed.likelihood.serial import ErrorFactor, ErrorKind, Spread, Visits, factorise

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.columns import Columns
+from mixmoe.mixed.likelihood.further_parameters import extra_starts
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts, GaussianRowExperts
 from mixmoe.mixed.likelihood.modes import (
     LEAST_CURVATURE,
@@ -29,7 +30,6 @@ from mixmoe.mixed.likelihood.modes import (
     Terms,
     WarmStarts,
     curvature,
-    extra_starts,
     find_modes,
     log_joint,
     spectra,

@@ -19,7 +19,7 @@ from mixmoe.mixed.error_structure import ErrorSetup, times_of
 from mixmoe.mixed.likelihood.correlated import (
     ErrorModel,
 )
-from mixmoe.mixed.likelihood.modes import spans
+from mixmoe.mixed.likelihood.further_parameters import spans
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.likelihood.serial import ErrorFactor, Filter, Visits, factorise
 from mixmoe.mixed.parameters import Coordinates, Params, ReportedVector, user_to_working
