@@ -564,7 +564,7 @@ def test_levels_that_differ_only_in_blanks_or_case(other):
     assert _value(other) == (other if other.strip() == other else repr(other))  # as flags name it
 
 
-def test_labels_and_responses_that_are_spelt_twice():
+def test_labels_that_are_spelt_twice():
     """An accent is one code point or two, whatever the program that wrote the file: both look alike."""
     data = good()
     two = data.assign(id="Zo\u00eb" + data["id"])
@@ -577,6 +577,10 @@ def test_labels_and_responses_that_are_spelt_twice():
     data.loc[:3, "id"] = "NA"
     with pytest.warns(AssumptionWarning, match="column 'id' is 'NA' in 4 rows, which is taken for a label of its own"):
         mm.MEMoE("y ~ time | re: (1 | id)", data, 1)
+
+
+def test_states_that_are_spelt_twice():
+    pytest.importorskip("torch")
     states = pd.DataFrame({"id": np.repeat(list("abcdef"), 6), "k": np.tile(np.arange(6), 6), "x": np.arange(36) % 5})
     states["s"] = np.where(states["k"] % 2, "Calm", "tense")
     states.loc[1, "s"] = "calm "
